@@ -1,0 +1,89 @@
+"""One meter a quantity, the same on CPU and CUDA: seconds, peak bytes, bytes kept."""
+
+import gc
+import itertools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+# Read when the profiler is first used: without it, two lines on stderr at each use.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+# glibc returns large blocks to the system, and page-faulting them anew costs more than a loss does.
+# With these it keeps them, as a training run's allocator would. Read by glibc when a process starts.
+PINNED_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+def allocator(environment: dict[str, str] | os._Environ[str] = os.environ) -> str:
+    """What serves CPU memory to a process of ``environment``: "pinned", "default" or "custom"."""
+    found = {name: environment[name] for name in PINNED_ALLOCATOR if name in environment}
+    if "LD_PRELOAD" in environment or "GLIBC_TUNABLES" in environment:
+        return "custom"
+    return {0: "default"}.get(len(found), "pinned" if found == PINNED_ALLOCATOR else "custom")
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(run: Callable[[], Any], device: str) -> float:
+    """Wall-clock time of ``run()``, from an idle device to an idle device. Frees what it returns after."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = run()
+    synchronize(device)
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+def peak_memory(run: Callable[[], Any], device: str) -> int:
+    """Bytes allocated at the worst moment of ``run()``, less those held before it."""
+    run()  # what is allocated once (workspaces, compiled code) is not the loss's
+    gc.collect()
+    if device == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated() - before
+    return max(itertools.accumulate(_cpu_allocations(run), initial=0))
+
+
+def saved_memory(forward: Callable[[], Any], device: str) -> int:
+    """Bytes that ``forward()`` has allocated and that its result keeps: held until backward."""
+    forward()
+    gc.collect()
+    if device == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated()
+        result = forward()  # noqa: F841  held while the bytes are counted
+        return torch.cuda.memory_allocated() - before
+    return sum(_cpu_allocations(forward))
+
+
+def _cpu_allocations(run: Callable[[], Any]) -> list[int]:
+    """Bytes of every allocation (> 0) and release (< 0) of torch's CPU allocator in ``run()``, in order.
+
+    What ``run`` returns is alive at the end. Memory that libraries take by themselves (oneDNN's and MKL's
+    packing buffers) does not pass through torch's allocator and is not seen.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    events = [
+        event.nbytes()
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    del result
+    return events

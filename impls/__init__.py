@@ -1,0 +1,77 @@
+"""Implementations of cross entropy behind one interface, PyTorch's own.
+
+The filesystem is the registry: a file's folder is its level, its name is its name, and the one function
+in it that bears PyTorch's name is its body. ``names()`` lists them, ``load(name)`` gives one to call:
+
+>>> import impls
+>>> cross_entropy = impls.load("logits.eager").fn
+"""
+
+import difflib
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from impls.loss import FUNCTIONS, Loss, Support
+
+__all__ = ["Loss", "Support", "Unavailable", "UnknownImplementation", "load", "names"]
+
+
+class Unavailable(ImportError):
+    """An implementation that cannot run here, because a package it adapts is not installed."""
+
+
+class UnknownImplementation(LookupError):
+    """A name that no file answers to."""
+
+
+def names(folder: Path = Path(__file__).parent) -> list[str]:
+    """Dotted names, ``level.name``, of every implementation under ``folder``. Imports nothing."""
+    return sorted(
+        f"{file.parent.name}.{file.stem}"
+        for level in FUNCTIONS
+        for file in (folder / level).glob("[!_]*.py")
+    )
+
+
+def load(name: str) -> Loss:
+    """The implementation ``name``: a dotted name of ``names()``, or a path to a Python file of the same shape.
+
+    Raises ``UnknownImplementation`` if there is no such name or file, and ``Unavailable`` if a third-party
+    package that it imports is missing. Any other error in the file is a bug of it, and stays as it is.
+    """
+    is_path = name.endswith(".py")
+    if is_path and not Path(name).is_file():
+        raise UnknownImplementation(f"no file {name}")
+    if not is_path and name not in names():
+        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(names())}"
+        raise UnknownImplementation(f"no implementation {name!r}{hint}")
+    try:
+        module = _execute(Path(name)) if is_path else importlib.import_module(f"impls.{name}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "impls" or importlib.util.find_spec(package) is not None:
+            raise
+        raise Unavailable(f"needs the package {package}, which is not installed") from error
+    level = _level(name, module)
+    support = getattr(module, "support", Support())
+    summary = (module.__doc__ or "").strip().partition("\n")[0]
+    return Loss(name, level, getattr(module, FUNCTIONS[level]), support, summary)
+
+
+def _execute(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _level(name: str, module: ModuleType) -> str:
+    # The linear level is looked for first: such a file may well import a cross_entropy to call.
+    for level in ("linear", "logits"):
+        if hasattr(module, FUNCTIONS[level]):
+            return level
+    raise AttributeError(f"{name} defines none of {', '.join(FUNCTIONS.values())}")

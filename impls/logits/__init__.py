@@ -1,0 +1,1 @@
+"""Losses of logits that exist: ``cross_entropy(input, target)``."""

@@ -1,0 +1,19 @@
+"""PyTorch's own: ``torch.nn.functional.cross_entropy``."""
+
+import torch.nn.functional as F
+
+from impls.loss import check_call
+
+
+def cross_entropy(
+    input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
+):
+    check_call(input, target, weight, reduction, label_smoothing)
+    return F.cross_entropy(
+        input,
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )

@@ -1,0 +1,119 @@
+"""What a loss is: its two signatures, what it supports, and what a call to it may look like.
+
+N tokens, D hidden, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+FUNCTIONS = {"logits": "cross_entropy", "linear": "linear_cross_entropy"}
+
+
+class CrossEntropy(Protocol):
+    """The signature of ``torch.nn.functional.cross_entropy``, with its names, defaults and meaning."""
+
+    def __call__(
+        self,
+        input: Tensor,  # (N, V) logits
+        target: Tensor,  # (N,) int64
+        weight: Tensor | None = None,  # (V,) class weights
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor: ...
+
+
+class LinearCrossEntropy(Protocol):
+    """The signature of ``torch.nn.functional.linear_cross_entropy``: cross entropy of ``input @ linear_weight.T``."""
+
+    def __call__(
+        self,
+        input: Tensor,  # (N, D) hidden states
+        linear_weight: Tensor,  # (V, D)
+        target: Tensor,  # (N,) int64
+        *,
+        linear_bias: Tensor | None = None,  # (V,)
+        weight: Tensor | None = None,  # (V,) class weights
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Support:
+    """Where an implementation runs. A file that says nothing else runs wherever torch does."""
+
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One implementation: ``fn`` is a ``CrossEntropy`` at level "logits", a ``LinearCrossEntropy`` at "linear"."""
+
+    name: str
+    level: str
+    fn: Callable[..., Tensor]
+    support: Support
+    summary: str
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The keyword arguments that it takes: what is not in its signature it does not support."""
+        return tuple(
+            parameter.name
+            for parameter in inspect.signature(self.fn).parameters.values()
+            if parameter.default is not parameter.empty
+        )
+
+
+def check_call(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    label_smoothing: float,
+    linear_weight: Tensor | None = None,
+    linear_bias: Tensor | None = None,
+) -> None:
+    """Raise ``ValueError``, naming both sides, if shapes, dtypes or options do not go together.
+
+    Reads no element, so it costs nothing on any device.
+    """
+    classes = input if linear_weight is None else linear_weight
+    if input.dim() != 2 or classes.dim() != 2 or target.shape != input.shape[:1]:
+        raise ValueError(
+            f"input must be (N, {'V' if linear_weight is None else 'D'}) and target (N,): "
+            f"got {tuple(input.shape)} and {tuple(target.shape)}"
+        )
+    if linear_weight is not None and linear_weight.shape[1] != input.shape[1]:
+        raise ValueError(
+            f"input (N, D) and linear_weight (V, D) differ in D: "
+            f"got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
+        )
+    if not input.is_floating_point() or target.dtype != torch.int64:
+        raise ValueError(
+            f"input must be floating point and target int64: got {input.dtype} and {target.dtype}"
+        )
+    vocab = classes.shape[0 if linear_weight is not None else 1]
+    for name, vector in (("weight", weight), ("linear_bias", linear_bias)):
+        if vector is not None and vector.shape != (vocab,):
+            raise ValueError(f"{name} must be ({vocab},), one a class: got {tuple(vector.shape)}")
+    for name, other in (
+        ("linear_weight", linear_weight),
+        ("linear_bias", linear_bias),
+        ("weight", weight),
+    ):
+        if other is not None and other.dtype != input.dtype:
+            raise ValueError(f"input is {input.dtype}, {name} is {other.dtype}: they must agree")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none': got {reduction!r}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1]: got {label_smoothing}")
