@@ -1,11 +1,12 @@
-"""What every asv suite shares: one loss on one workload's tensors, its parameters, what to skip."""
+"""A loss in a training step, what it takes to measure one, and the asv suite that does."""
 
 import functools
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from asv_runner.benchmarks.mark import SkipNotImplemented
@@ -13,14 +14,20 @@ from torch import Tensor
 
 import impls
 from benchmarks import meters, oracle
+from benchmarks.limits import LIMITS, Limit
 from benchmarks.workloads import Workload, free_bytes, workload
 
 
+class Unmeasurable(Exception):
+    """What was asked for cannot be measured here; the message says why."""
+
+
 class Step:
-    """The loss in a training step, mean over the tokens: ``forward()``, then ``backward(loss)``."""
+    """A loss as a training step calls it, mean over the tokens: ``forward``, then ``backward``."""
 
     def __init__(self, loss: impls.Loss, tensors: Mapping[str, Tensor]):
         self.loss = loss
+        self.name = loss.name
         self.tensors = tensors
         self.leaves = [
             tensors[name].requires_grad_() for name in oracle.DIFFERENTIABLE if name in tensors
@@ -51,42 +58,40 @@ class Step:
         )
 
 
-class Unmeasurable(Exception):
-    """What was asked for cannot be measured here; the message says why."""
-
-
 def load(name: str, dtype: str, device: str) -> impls.Loss:
-    """The implementation ``name``. Raises ``Unmeasurable`` if it does not run on this dtype or device."""
+    """The implementation ``name``. Raises ``Unmeasurable`` if it does not run so here."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Unmeasurable("there is no CUDA device here")
     try:
         loss = impls.load(name)
     except impls.Unavailable as error:
         raise Unmeasurable(f"{name} {error}") from error
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Unmeasurable("there is no CUDA device here")
     for kind, wanted, supported in (
         ("device", device, loss.support.devices),
         ("dtype", dtype, loss.support.dtypes),
     ):
         if wanted not in supported:
-            raise Unmeasurable(f"{name} does not support {kind} {wanted}, only {', '.join(supported)}")
+            raise Unmeasurable(f"{name} has no {kind} {wanted}, only {', '.join(supported)}")
     return loss
 
 
 def tensors(found: Workload, level: str, dtype: str, device: str) -> dict[str, Tensor]:
-    """The workload's tensors. Raises ``Unmeasurable`` if measuring them would not fit in free memory."""
+    """The workload's tensors. Raises ``Unmeasurable`` if free memory would not do."""
     needed, free = found.bytes_needed(level, dtype), free_bytes(device)
     if needed > free:
         raise Unmeasurable(
-            f"{found.name} in {dtype} at level {level} needs up to {needed / 2**30:.1f} GiB on {device}, "
-            f"{free / 2**30:.1f} GiB are free; {found.name.partition('@')[0]}@N takes N tokens"
+            f"{found.name} in {dtype} at level {level} may need {needed / 2**30:.1f} GiB of "
+            f"{device} memory, {free / 2**30:.1f} GiB are free; NAME@N takes N tokens"
         )
     return found.tensors(level, dtype, device)
 
 
 @functools.cache
-def measurable(level: str, impl: str, workload_name: str, dtype: str, device: str) -> Step:
-    """A step of ``impl``, or asv's way to skip it."""
+def asv_step(level: str, impl: str, workload_name: str, dtype: str, device: str) -> Step | Limit:
+    """The step of ``impl``, or asv's way to skip it."""
     try:
+        if impl == LIMITS[level].name:
+            return LIMITS[level](tensors(workload(workload_name), level, dtype, device))
         loss = load(impl, dtype, device)
         return Step(loss, tensors(workload(workload_name), level, dtype, device))
     except (impls.UnknownImplementation, Unmeasurable) as reason:
@@ -95,19 +100,28 @@ def measurable(level: str, impl: str, workload_name: str, dtype: str, device: st
 
 
 @functools.cache
-def right(step: Step, dtype: str) -> Step:
+def right(step: Step | Limit, dtype: str) -> Step | Limit:
     """The step itself, warmed up, if its gradients are right: a wrong one has no time.
 
     Raises ``ArithmeticError`` if they are not.
     """
-    found = step.error(step.expected())
-    if not found <= oracle.TOLERANCE[dtype]:
-        raise ArithmeticError(
-            f"{step.loss.name}: relative error of the gradients is {found:.2g}, "
-            f"above {oracle.TOLERANCE[dtype]:.2g} for {dtype}"
-        )
+    if isinstance(step, Step):
+        error = step.error(step.expected())
+        if not error <= oracle.TOLERANCE[dtype]:
+            raise ArithmeticError(
+                f"{step.name}: relative error of the gradients is {error:.2g}, "
+                f"above {oracle.TOLERANCE[dtype]:.2g} for {dtype}"
+            )
     step.forward_backward()
     return step
+
+
+# Which workloads and dtypes asv measures: BENCHMARK_PROFILE names one of these.
+PROFILES = {
+    "quick": (["gpt2_text@256"], ["float32"]),
+    "regular": (["gpt2_text@256", "gpt2_text"], ["float32", "bfloat16"]),
+    "large": (["gpt2_text", "llama3_8b", "gemma2_2b", "qwen2_5_7b"], ["float32", "bfloat16"]),
+}
 
 
 class Suite(ABC):
@@ -121,25 +135,24 @@ class Suite(ABC):
     def level(self) -> str: ...
 
     device = "cpu"
-    param_names = ["impl", "workload", "dtype"]
+    params: ClassVar[list[list[str]]]
+    param_names: ClassVar = ["impl", "workload", "dtype"]
     # A call takes a millisecond or more, so a sample is one call, and the first is the warm-up.
     number = 1
-    repeat = (7, 100, 3.0)  # samples at least, at most, within seconds
+    repeat = (7, 100, 3.0)  # samples at least, at most, and within how many seconds
     rounds = 1
     timeout = 600.0
 
-    def __init_subclass__(cls):
-        # asv's parameters must not change from commit to commit, so this lists the working tree,
+    def __init_subclass__(cls) -> None:
+        # asv's parameters must not change from commit to commit, so these are the working tree's,
         # whatever the commit under test holds: it skips an implementation that it lacks.
         here = impls.names(Path(__file__).parents[1] / "impls")
-        cls.params = [
-            [name for name in here if name.startswith(f"{cls.level}.")],
-            ["gpt2_text@256", "gpt2_text", "llama3_8b", "gemma2_2b", "qwen2_5_7b"],
-            ["float32", "bfloat16"],
-        ]
+        names = [name for name in here if name.startswith(f"{cls.level}.")]
+        workloads, dtypes = PROFILES[os.environ.get("BENCHMARK_PROFILE", "quick")]
+        cls.params = [[*names, LIMITS[cls.level].name], workloads, dtypes]
 
-    def step(self, impl: str, workload: str, dtype: str) -> Step:
-        return measurable(self.level, impl, workload, dtype, self.device)
+    def step(self, impl: str, workload: str, dtype: str) -> Step | Limit:
+        return asv_step(self.level, impl, workload, dtype, self.device)
 
     def time_forward(self, impl, workload, dtype):
         right(self.step(impl, workload, dtype), dtype).forward()
@@ -150,20 +163,25 @@ class Suite(ABC):
         meters.synchronize(self.device)
 
     def track_peak_memory(self, impl, workload, dtype):
-        return meters.peak_memory(self.step(impl, workload, dtype).forward_backward, self.device)
+        step = self.step(impl, workload, dtype)
+        if isinstance(step, Limit):
+            return step.gradient_bytes()
+        return meters.peak_memory(step.forward_backward, self.device)
 
     def track_saved_memory(self, impl, workload, dtype):
-        return meters.saved_memory(self.step(impl, workload, dtype).forward, self.device)
+        step = self.step(impl, workload, dtype)
+        if isinstance(step, Limit):
+            raise SkipNotImplemented("a limit saves nothing")
+        return meters.saved_memory(step.forward, self.device)
 
     def track_error(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
+        if isinstance(step, Limit):
+            raise SkipNotImplemented("a limit computes no loss")
         return step.error(step.expected())
 
-    for benchmark in (track_peak_memory, track_saved_memory):
-        benchmark.unit = "bytes"
+    track_peak_memory.unit = track_saved_memory.unit = "bytes"
     track_error.unit = "relative"
-    # Set by hand, and raised when what a benchmark measures changes: asv else hashes its source.
-    for benchmark in (time_forward, time_forward_backward, track_peak_memory, track_saved_memory):
-        benchmark.version = "1"
-    track_error.version = "1"
-    del benchmark
+    # Set by hand, raised when what is measured changes: asv would else hash the source.
+    time_forward.version = time_forward_backward.version = "1"
+    track_peak_memory.version = track_saved_memory.version = track_error.version = "1"

@@ -1,5 +1,7 @@
 """asv: the losses of hidden states and a classifier's weight."""
 
+import torch
+
 from benchmarks.common import Suite
 
 
@@ -7,6 +9,8 @@ class CPU(Suite):
     level = "linear"
 
 
-class CUDA(Suite):
-    level = "linear"
-    device = "cuda"
+if torch.cuda.is_available():
+
+    class CUDA(Suite):
+        level = "linear"
+        device = "cuda"

@@ -1,5 +1,7 @@
 """asv: the losses of logits."""
 
+import torch
+
 from benchmarks.common import Suite
 
 
@@ -7,6 +9,8 @@ class CPU(Suite):
     level = "logits"
 
 
-class CUDA(Suite):
-    level = "logits"
-    device = "cuda"
+if torch.cuda.is_available():
+
+    class CUDA(Suite):
+        level = "logits"
+        device = "cuda"

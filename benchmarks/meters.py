@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 # glibc returns large blocks to the system, and page-faulting them anew costs more than a loss does.
-# With these it keeps them, as a training run's allocator would. Read by glibc when a process starts.
+# With these it keeps them, as a training run's allocator would. Read by glibc when a process
+# starts.
 PINNED_ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
@@ -36,7 +37,7 @@ def synchronize(device: str) -> None:
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """Wall-clock time of ``run()``, from an idle device to an idle device. Frees what it returns after."""
+    """Wall-clock time of ``run()`` on an otherwise idle device; what it returns is freed after."""
     synchronize(device)
     start = time.perf_counter()
     result = run()
@@ -73,10 +74,10 @@ def saved_memory(forward: Callable[[], Any], device: str) -> int:
 
 
 def _cpu_allocations(run: Callable[[], Any]) -> list[int]:
-    """Bytes of every allocation (> 0) and release (< 0) of torch's CPU allocator in ``run()``, in order.
+    """Bytes of each allocation (> 0) and release (< 0) of torch's CPU allocator in ``run()``.
 
-    What ``run`` returns is alive at the end. Memory that libraries take by themselves (oneDNN's and MKL's
-    packing buffers) does not pass through torch's allocator and is not seen.
+    What ``run`` returns is alive at the end. Memory that libraries take by themselves (oneDNN's
+    and MKL's packing buffers) does not pass through torch's allocator and is not seen.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()

@@ -1,4 +1,4 @@
-"""The float64 value and gradients that every implementation is held to, and the distance from them."""
+"""The float64 value and gradients that losses are held to, and the distance from them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,14 +9,15 @@ from torch import Tensor
 
 DIFFERENTIABLE = ("input", "linear_weight", "linear_bias")
 
-# The largest relative error of a gradient that rounding explains. Half precisions round the logits too.
+# The largest relative error of a gradient that rounding explains. Half precisions round the logits
+# too.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 
 
 def cross_entropy(
     input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
 ):
-    """The definition: -Σ_j q_j log softmax(input)_j in float64, q_j = w_j ((1 - ε) [j = target] + ε/V)."""
+    """-Σ_j q_j log softmax(input)_j in float64, where q_j = w_j ((1 - ε) [j = target] + ε/V)."""
     log_p = input.double().log_softmax(1)  # (N, V)
     vocab = input.shape[1]
     counted = target != ignore_index  # (N,)
@@ -45,7 +46,7 @@ ORACLES = {"logits": cross_entropy, "linear": linear_cross_entropy}
 def evaluate(
     fn: Callable[..., Tensor], tensors: Mapping[str, Tensor], grad: Tensor, **options: Any
 ) -> dict[str, Tensor]:
-    """The value of ``fn(**tensors, **options)``, and its gradients for the upstream gradient ``grad``.
+    """The value of ``fn(**tensors, **options)``, and its gradients given the upstream ``grad``.
 
     Keys: "value", and each of "input", "linear_weight", "linear_bias" that is among ``tensors``.
     """
@@ -60,7 +61,10 @@ def evaluate(
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
-    """‖actual - expected‖ / ‖expected‖, in float64. Where ``expected`` is not finite, ``actual`` must equal it."""
+    """‖actual - expected‖ / ‖expected‖ in float64, over the finite elements of ``expected``.
+
+    Infinite if ``actual`` differs from the others, or in shape.
+    """
     actual, expected = actual.double(), expected.double()
     if actual.shape != expected.shape:
         return float("inf")

@@ -1,7 +1,7 @@
 """Named, frozen inputs: the notebook's, a real text, and the shapes of real models.
 
-A workload is N tokens, D hidden, V vocabulary, and the tensors that follow from them. Every name has a usual N;
-``name@N`` asks for another: ``gpt2_text@256``.
+A workload is N tokens, D hidden, V vocabulary, and the tensors that follow from them. Every name
+has a usual N; ``name@N`` asks for another: ``gpt2_text@256``.
 """
 
 import difflib
@@ -57,8 +57,6 @@ class Workload:
         generator = torch.Generator().manual_seed(0)
         if self.name.startswith("gpt2_text"):
             ids = tokens(self.text)[: self.tokens + 1]
-            if len(ids) <= self.tokens:
-                raise UnknownWorkload(f"{self.name} needs {self.tokens + 1} tokens: got {len(ids)}")
             target = ids[1:]
             distinct, word = ids[:-1].unique(return_inverse=True)
             hidden = torch.randn(len(distinct), self.hidden, generator=generator)[word]
@@ -106,8 +104,13 @@ def workload(name: str, text: Path | None = None) -> Workload:
         if base == "notebook":
             raise UnknownWorkload("the notebook has 8 tokens, no more and no fewer")
         found = replace(found, tokens=int(count))
-    if text is not None and base == "gpt2_text":
-        found = replace(found, name=f"{name}:{text.name}", text=text)
+    if base == "gpt2_text":
+        if text is not None:
+            found = replace(found, name=f"{name}:{text.name}", text=text)
+        if len(tokens(text)) <= found.tokens:
+            raise UnknownWorkload(
+                f"{found.name} needs {found.tokens + 1} tokens, the text has {len(tokens(text))}"
+            )
     return found
 
 
@@ -144,14 +147,16 @@ def tokenizer() -> tiktoken.Encoding:
 def tokens(text: Path | None = None) -> Tensor:
     """The tokens of a text file, or of the manual that every Python carries (over 100,000)."""
     if text is None:
-        content = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+        content = "\n".join(
+            pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)
+        )
     else:
         content = text.read_text(encoding="utf-8", errors="replace")
     return torch.tensor(tokenizer().encode_ordinary(content))
 
 
 def notebook() -> tuple[Tensor, Tensor, Tensor]:
-    """The notebook's hidden states (8, 100), weight (50257, 100) and targets (8,), its windows at 15 and 10."""
+    """The notebook's hidden states (8, 100), weight (50257, 100) and targets (8,)."""
     ids = torch.tensor(tokenizer().encode_ordinary(SENTENCE))
     context = torch.stack([ids[start : start + 4] for start in (15, 10)])
     target = torch.stack([ids[start + 1 : start + 5] for start in (15, 10)])

@@ -1,7 +1,8 @@
 """Implementations of cross entropy behind one interface, PyTorch's own.
 
-The filesystem is the registry: a file's folder is its level, its name is its name, and the one function
-in it that bears PyTorch's name is its body. ``names()`` lists them, ``load(name)`` gives one to call:
+The filesystem is the registry: a file's folder is its level, its name is its name, and the one
+function in it that bears PyTorch's name is its body. ``names()`` lists them, ``load(name)`` gives
+one to call:
 
 >>> import impls
 >>> cross_entropy = impls.load("logits.eager").fn
@@ -36,10 +37,11 @@ def names(folder: Path = Path(__file__).parent) -> list[str]:
 
 
 def load(name: str) -> Loss:
-    """The implementation ``name``: a dotted name of ``names()``, or a path to a Python file of the same shape.
+    """The implementation ``name``: one of ``names()``, or a path to a file of the same shape.
 
-    Raises ``UnknownImplementation`` if there is no such name or file, and ``Unavailable`` if a third-party
-    package that it imports is missing. Any other error in the file is a bug of it, and stays as it is.
+    Raises ``UnknownImplementation`` if there is no such name or file, and ``Unavailable`` if a
+    third-party package that it imports is missing. Any other error in the file is a bug of it, and
+    stays as it is.
     """
     is_path = name.endswith(".py")
     if is_path and not Path(name).is_file():
@@ -56,6 +58,8 @@ def load(name: str) -> Loss:
             raise
         raise Unavailable(f"needs the package {package}, which is not installed") from error
     level = _level(name, module)
+    if is_path:
+        name = f"{level}.{name}"
     support = getattr(module, "support", Support())
     summary = (module.__doc__ or "").strip().partition("\n")[0]
     return Loss(name, level, getattr(module, FUNCTIONS[level]), support, summary)
@@ -63,7 +67,8 @@ def load(name: str) -> Loss:
 
 def _execute(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

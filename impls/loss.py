@@ -15,7 +15,7 @@ FUNCTIONS = {"logits": "cross_entropy", "linear": "linear_cross_entropy"}
 
 
 class CrossEntropy(Protocol):
-    """The signature of ``torch.nn.functional.cross_entropy``, with its names, defaults and meaning."""
+    """The signature of ``torch.nn.functional.cross_entropy``: its names, defaults and meaning."""
 
     def __call__(
         self,
@@ -30,7 +30,7 @@ class CrossEntropy(Protocol):
 
 
 class LinearCrossEntropy(Protocol):
-    """The signature of ``torch.nn.functional.linear_cross_entropy``: cross entropy of ``input @ linear_weight.T``."""
+    """That of ``torch.nn.functional.linear_cross_entropy``: logits are input @ linear_weight.T."""
 
     def __call__(
         self,
@@ -56,7 +56,7 @@ class Support:
 
 @dataclass(frozen=True)
 class Loss:
-    """One implementation: ``fn`` is a ``CrossEntropy`` at level "logits", a ``LinearCrossEntropy`` at "linear"."""
+    """One implementation: ``fn`` is a ``CrossEntropy`` or, at level "linear", the linear kind."""
 
     name: str
     level: str

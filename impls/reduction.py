@@ -1,11 +1,13 @@
-"""What our own implementations share: what each row is to predict, and how the rows' losses become one.
+"""What our implementations share: what a row is to predict, how the rows' losses become one.
 
-Class weights w and label smoothing ε make of a target y the (unnormalised) distribution over classes
+Class weights w and label smoothing ε make of a target y the (unnormalised) distribution over
+classes
 
     q_j = (1 - ε) w_y [j = y] + ε/V w_j
 
-With p = softmax(x) a row's loss is -Σ_j q_j log p_j and its gradient (Σ_j q_j) p_j - q_j. So an implementation
-knows q alone: weights, smoothing and ignored rows are settled here, on vectors of N and of V.
+With p = softmax(x) a row's loss is -Σ_j q_j log p_j and its gradient (Σ_j q_j) p_j - q_j. So an
+implementation knows q alone: weights, smoothing and ignored rows are settled here, on vectors of N
+and of V.
 """
 
 from typing import NamedTuple
@@ -17,13 +19,13 @@ from torch import Tensor
 class Q(NamedTuple):
     """The distribution q above, for N targets, in the dtype that sums are taken in."""
 
-    index: Tensor  # (N,) y, or 0 where it is ignored
-    at_index: Tensor  # (N,) (1 - ε) w_y
+    y: Tensor  # (N,) the target, or 0 where it is ignored
+    at_y: Tensor  # (N,) (1 - ε) w_y
     everywhere: Tensor | None  # (V,) ε/V w; None if ε = 0
 
     @property
     def total(self) -> Tensor:  # (N,) Σ_j q_j
-        return self.at_index if self.everywhere is None else self.at_index + self.everywhere.sum()
+        return self.at_y if self.everywhere is None else self.at_y + self.everywhere.sum()
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -32,10 +34,10 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
-    """Raise ``IndexError``, naming the value, for a target on the CPU outside [0, vocab) that is not ignored.
+    """Raise ``IndexError``, naming it, for a target on the CPU outside [0, vocab) and not ignored.
 
-    On CUDA, as in torch, the kernel that reads it asserts: looking here would make the host wait. It is left to the
-    kernel, too, under a caller's ``torch.compile``.
+    On CUDA, as in torch, the kernel that reads it asserts: looking here would make the host wait.
+    It is left to the kernel, too, under a caller's ``torch.compile``.
     """
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
@@ -51,16 +53,16 @@ def distribution(
     ignore_index: int,
     label_smoothing: float,
 ) -> Q:
-    """q for targets (N,) and class weights (V,) or None, in the dtype that sums of ``dtype`` are taken in.
+    """q for targets (N,) and class weights (V,), in the dtype that sums of ``dtype`` are taken in.
 
     Raises ``IndexError`` as ``check_targets`` does.
     """
     check_targets(target, vocab, ignore_index)
-    index = target.masked_fill(target == ignore_index, 0)
+    y = target.masked_fill(target == ignore_index, 0)
     ones = torch.ones((), dtype=accumulation_dtype(dtype), device=target.device)
     w = ones.expand(vocab) if weight is None else weight.to(ones.dtype)  # (V,)
-    at_index = (1 - label_smoothing) * w[index]
-    return Q(index, at_index, label_smoothing / vocab * w if label_smoothing > 0 else None)
+    at_y = (1 - label_smoothing) * w[y]
+    return Q(y, at_y, label_smoothing / vocab * w if label_smoothing > 0 else None)
 
 
 def reduce(
@@ -68,8 +70,8 @@ def reduce(
 ) -> Tensor:
     """Mean, sum or none of ``losses`` (N,), where ignored rows count nothing.
 
-    With class weights w the mean is Σ losses / Σ w[target], as in torch. If all rows are ignored, or there are
-    none, it is nan and the sum 0.
+    With class weights w the mean is Σ losses / Σ w[target], as in torch. If all rows are ignored,
+    or there are none, it is nan and the sum 0.
     """
     ignored = target == ignore_index
     losses = losses.masked_fill(ignored, 0)

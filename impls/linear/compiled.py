@@ -6,8 +6,10 @@ from impls.linear import builtin
 from impls.loss import check_call
 from impls.reduction import check_targets
 
-# fullgraph and the limit together: what cannot be compiled raises, rather than run uncompiled under this name.
-compiled = torch.compile(builtin.linear_cross_entropy, fullgraph=True, recompile_limit=64)
+# With fullgraph, what cannot be compiled raises, rather than run uncompiled under this name.
+compiled = torch.compile(  # type: ignore[call-overload]  # torch's stub lacks recompile_limit
+    builtin.linear_cross_entropy, fullgraph=True, recompile_limit=64
+)
 
 
 def linear_cross_entropy(

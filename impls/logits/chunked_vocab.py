@@ -1,8 +1,9 @@
 """Online log-sum-exp over slices of the vocabulary: forward holds no second (N, V) tensor.
 
-A row's maximum m and s = Σ exp(x - m) over the classes seen so far are enough: a slice that raises m to m'
-turns s into s exp(m - m') + Σ_slice exp(x - m'). Likewise t = Σ q (x - m), for what label smoothing puts on every
-class, loses (m' - m) for each q in it. (Milakov & Gimelshein 2018, Online normalizer calculation for softmax.)
+A row's maximum m and s = Σ exp(x - m) over the classes seen so far are enough: a slice that raises
+m to m' turns s into s exp(m - m') + Σ_slice exp(x - m'). Likewise t = Σ q (x - m), for what label
+smoothing puts on every class, loses (m' - m) for each q in it. (Milakov & Gimelshein 2018, Online
+normalizer calculation for softmax.)
 """
 
 import torch
@@ -18,9 +19,10 @@ class RowLosses(torch.autograd.Function):
     """(N, V) logits and the N rows of q to (N,) losses."""
 
     @staticmethod
-    def forward(ctx, input, index, at_index, everywhere):
+    def forward(ctx, input, y, at_y, everywhere):
         dtype = accumulation_dtype(input.dtype)
-        # The least finite number, not -inf: -inf - -inf is nan, if a row begins with a slice of -inf.
+        # The least finite number, not -inf: -inf - -inf is nan, if a row begins with a slice of
+        # -inf.
         m = input.new_full((len(input), 1), torch.finfo(dtype).min, dtype=dtype)  # (N, 1)
         s = torch.zeros_like(m)
         t = torch.zeros_like(m)
@@ -33,17 +35,17 @@ class RowLosses(torch.autograd.Function):
                 t += x @ everywhere[start : start + CHUNK, None]
             s = s * (-rise).exp_() + x.exp_().sum(1, keepdim=True)
         log_s = s.log()
-        losses = -at_index * (input.gather(1, index[:, None]) - m - log_s).squeeze(1)
+        losses = -at_y * (input.gather(1, y[:, None]) - m - log_s).squeeze(1)
         if everywhere is not None:
             losses -= (t - everywhere.sum() * log_s).squeeze(1)
-        ctx.save_for_backward(input, m, log_s, index, at_index, everywhere)
+        ctx.save_for_backward(input, m, log_s, y, at_y, everywhere)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_losses):
         input, m, log_s, *q = ctx.saved_tensors
-        index, at_index, everywhere = q = Q(*q)
+        y, at_y, everywhere = q = Q(*q)
         total = (q.total * grad_losses)[:, None]  # (N, 1)
         grad = torch.empty_like(input)  # (N, V)
         for start in range(0, input.shape[1], CHUNK):
@@ -53,10 +55,10 @@ class RowLosses(torch.autograd.Function):
                 grad_chunk -= torch.outer(grad_losses, everywhere[chunk])
             grad[:, chunk] = grad_chunk
         # The target's entry is made anew: p - 1 from a p already rounded to bfloat16 would be lost.
-        x_y = input.gather(1, index[:, None])
-        q_y = at_index if everywhere is None else at_index + everywhere[index]
+        x_y = input.gather(1, y[:, None])
+        q_y = at_y if everywhere is None else at_y + everywhere[y]
         at_target = (x_y - m - log_s).exp() * total - (q_y * grad_losses)[:, None]
-        grad.scatter_(1, index[:, None], at_target.to(grad.dtype))
+        grad.scatter_(1, y[:, None], at_target.to(grad.dtype))
         return grad, None, None, None
 
 

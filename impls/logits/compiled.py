@@ -1,4 +1,4 @@
-"""The from-scratch loss (eager) through torch.compile: the same code, its passes fused by the compiler."""
+"""The loss from scratch (eager) through torch.compile, its passes fused by the compiler."""
 
 import torch
 
@@ -6,8 +6,10 @@ from impls.logits.eager import RowLosses
 from impls.loss import check_call
 from impls.reduction import distribution, reduce
 
-# fullgraph and the limit together: what cannot be compiled raises, rather than run uncompiled under this name.
-row_losses = torch.compile(RowLosses.apply, fullgraph=True, recompile_limit=64)
+# With fullgraph, what cannot be compiled raises, rather than run uncompiled under this name.
+row_losses = torch.compile(  # type: ignore[call-overload]  # torch's stub lacks recompile_limit
+    RowLosses.apply, fullgraph=True, recompile_limit=64
+)
 
 
 def cross_entropy(

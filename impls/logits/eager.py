@@ -4,7 +4,8 @@ With p = softmax(x), the loss of a row x whose target is y is -log p_y. Its deri
 
     d(-log p_y)/dx_j = p_j - [j = y]        because        log p_y = x_y - log Σ_k exp(x_k)
 
-Class weights and label smoothing only replace the one-hot [j = y] by another distribution q (``impls.reduction``):
+Class weights and label smoothing only replace the one-hot [j = y] by another distribution q
+(``impls.reduction``):
 
     loss = -Σ_j q_j log p_j        d loss/dx_j = (Σ_k q_k) p_j - q_j
 
@@ -22,25 +23,25 @@ class RowLosses(torch.autograd.Function):
     """(N, V) logits and the N rows of q to (N,) losses."""
 
     @staticmethod
-    def forward(ctx, input, index, at_index, everywhere):
+    def forward(ctx, input, y, at_y, everywhere):
         x = input.to(accumulation_dtype(input.dtype))  # (N, V)
         top = x.amax(1, keepdim=True)  # exp(x) overflows, exp(x - top) does not, and p is the same
         log_sum = (x - top).exp_().sum(1, keepdim=True).log()  # (N, 1)
-        log_p_y = x.gather(1, index[:, None]) - top - log_sum  # (N, 1)
-        losses = -at_index * log_p_y.squeeze(1)
+        log_p_y = x.gather(1, y[:, None]) - top - log_sum  # (N, 1)
+        losses = -at_y * log_p_y.squeeze(1)
         if everywhere is not None:
             losses -= (x - top).sub_(log_sum) @ everywhere
-        ctx.save_for_backward(input, top, log_sum, index, at_index, everywhere)
+        ctx.save_for_backward(input, top, log_sum, y, at_y, everywhere)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_losses):
         input, top, log_sum, *q = ctx.saved_tensors
-        index, at_index, everywhere = q = Q(*q)
+        y, at_y, everywhere = q = Q(*q)
         p = (input - top).sub_(log_sum).exp_()  # (N, V) softmax
         grad = p.mul_((q.total * grad_losses)[:, None])
-        grad.scatter_add_(1, index[:, None], -(at_index * grad_losses)[:, None])
+        grad.scatter_add_(1, y[:, None], -(at_y * grad_losses)[:, None])
         if everywhere is not None:
             grad -= torch.outer(grad_losses, everywhere)
         return grad.to(input.dtype), None, None, None

@@ -1,0 +1,29 @@
+# `make bench` and `make test` set up everything they need in .venv, then run.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: bench test lint clean
+
+bench: .venv/ready
+	asv machine --yes
+	asv run --launch-method spawn --record-samples --show-stderr 'HEAD^!'
+	python -m reports
+
+test: .venv/ready
+	pytest --benchmark-skip
+
+lint: .venv/ready
+	ruff check .
+	ruff format --check .
+	mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .asv .benchmarks build *.egg-info reports/out

@@ -1,0 +1,140 @@
+"""Cross-entropy implementations side by side, now, on this machine."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import impls
+from benchmarks import side_by_side
+from benchmarks.common import Unmeasurable, load, tensors
+from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
+from benchmarks.workloads import WORKLOADS, UnknownWorkload, workload
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse(argv)
+    if arguments.allocator != allocator():
+        restart(arguments.allocator, argv)
+    try:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.open("a").close()
+        chosen = workload(arguments.workload, arguments.text)
+        losses = [load(name, arguments.dtype, arguments.device) for name in arguments.impl]
+    except (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not losses:
+        losses = list(available(arguments.dtype, arguments.device))
+    # Imported here, not above: asv imports this module too, where there is no reports.
+    import pandas as pd
+
+    from reports.tables import render
+
+    cell = {"workload": chosen.name, "dtype": arguments.dtype, **describe(arguments.device)}
+    rows: list[side_by_side.Row] = []
+    try:
+        for level in ("logits", "linear"):
+            group = with_builtin(losses, level)
+            if not group:
+                continue
+            try:
+                inputs = tensors(chosen, level, arguments.dtype, arguments.device)
+            except Unmeasurable as reason:
+                print(f"skipped: {reason}", file=sys.stderr)
+                continue
+            measured = side_by_side.measure(
+                group, inputs, arguments.dtype, arguments.device, arguments.passes
+            )
+            full = (cell | row for row in measured)
+            rows.extend(side_by_side.append(arguments.out, full))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    finally:
+        if rows:
+            frame = pd.DataFrame(rows).assign(source="side by side")
+            print(f"{render(frame)}\n\n{len(rows)} rows added to {arguments.out}")
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--impl",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that `python -m impls` lists, or a path to a file (repeatable; all, if none)",
+    )
+    parser.add_argument(
+        "--workload",
+        default="gpt2_text",
+        metavar="NAME[@TOKENS]",
+        help=", ".join(WORKLOADS),
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a text of yours for gpt2_text")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16")
+    )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--pass",
+        dest="passes",
+        action="append",
+        choices=side_by_side.PASSES,
+        help="what to time (repeatable; all, if none)",
+    )
+    parser.add_argument(
+        "--allocator",
+        default="pinned",
+        choices=("pinned", "default"),
+        help="glibc's, told to keep large blocks, or as it comes",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/measured/local.csv"),
+        metavar="FILE",
+        help="the CSV to add rows to",
+    )
+    arguments = parser.parse_args(argv)
+    arguments.passes = arguments.passes or side_by_side.PASSES
+    if arguments.text is not None and not arguments.text.is_file():
+        parser.error(f"no file {arguments.text}")
+    return arguments
+
+
+def restart(wanted: str, argv: list[str]) -> None:
+    """This command again in a process with the ``wanted`` allocator, if that can be had here."""
+    kept = {name: value for name, value in os.environ.items() if name not in PINNED_ALLOCATOR}
+    environment = kept | (PINNED_ALLOCATOR if wanted == "pinned" else {})
+    if allocator(environment) == wanted:
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *argv], environment)
+    print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
+
+
+def available(dtype: str, device: str) -> Iterator[impls.Loss]:
+    """Every implementation that runs here; a line for each that does not."""
+    for name in impls.names():
+        try:
+            yield load(name, dtype, device)
+        except Unmeasurable as reason:
+            print(f"skipped: {reason}", file=sys.stderr)
+
+
+def with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
+    """Those of ``level``, and with them the builtin that all are a multiple of."""
+    group = [loss for loss in losses if loss.level == level]
+    if group and f"{level}.builtin" not in [loss.name for loss in group]:
+        group.insert(0, impls.load(f"{level}.builtin"))
+    return group
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""What a number depends on beside the loss: commit, machine, device, threads, allocator, torch."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+# glibc gives large blocks back to the system, and faulting their pages in anew costs more than the
+# loss does. With these, read when a process starts, it keeps them.
+PINNED_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+def allocator(environment: Mapping[str, str] = os.environ) -> str:
+    """What serves CPU memory to a process of ``environment``: "pinned", "default" or "custom"."""
+    found = {name: value for name, value in environment.items() if name in PINNED_ALLOCATOR}
+    if found == PINNED_ALLOCATOR and sys.platform == "linux":
+        return "pinned"
+    return "custom" if found or "LD_PRELOAD" in environment else "default"
+
+
+def describe(device: str) -> dict[str, str | int]:
+    """The columns of a tidy row that say where it was measured."""
+    commit, date = _commit()
+    return {
+        "machine": platform.node(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "commit": commit,
+        "commit_date": date,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "allocator": allocator(),
+    }
+
+
+def _commit() -> tuple[str, str]:
+    """HEAD, "+" behind it if the working tree differs, and its date; empty outside a clone."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    commit, _, date = git("log", "-1", "--format=%H %cI").partition(" ")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return commit + ("+" if changed else ""), date
+
+
+def track_threads() -> int:
+    """asv: how many threads the suite ran with, for the reader of its other numbers."""
+    return torch.get_num_threads()
+
+
+track_threads.unit = "threads"  # type: ignore[attr-defined]
+track_threads.version = "1"  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""What the measurements say: result files to tables. Knows nothing of torch."""

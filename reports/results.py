@@ -1,0 +1,156 @@
+"""Result files of any kind to one tidy DataFrame, a row a number.
+
+It reads asv's results (``.asv/results``), pytest-benchmark's JSON (``.benchmarks``) and tidy CSVs,
+those of ``python -m benchmarks`` and our own.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from asv.results import Results
+
+from reports.statistics import median_interval
+
+COLUMNS = [
+    "machine",
+    "device",
+    "commit",
+    "commit_date",
+    "torch",
+    "threads",
+    "allocator",
+    "impl",
+    "workload",
+    "dtype",
+    "metric",
+    "unit",
+    "value",
+    "ci_low",
+    "ci_high",
+    "n",
+]
+
+
+class NotResults(ValueError):
+    """A file that is not what its name and place promise; the message says in what."""
+
+
+def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """Every row in ``paths``, files or folders; a line for each file passed over and cell failed.
+
+    Beside ``COLUMNS`` there is ``source``, the kind of run: numbers of different runs are not
+    mixed.
+    """
+    frames: list[pd.DataFrame] = []
+    notes: list[str] = []
+    for file in itertools.chain.from_iterable(_files(path) for path in paths):
+        try:
+            rows, failed = _read_file(file)
+        except (NotResults, OSError, UnicodeDecodeError) as error:
+            notes.append(f"passed over {file}: {error}")
+            continue
+        notes += [f"{file}: {cell} failed" for cell in failed]
+        frames.append(rows)
+    if not frames:
+        return pd.DataFrame(columns=["source", *COLUMNS]), notes
+    return pd.concat(frames, ignore_index=True).drop_duplicates(), notes
+
+
+def _files(path: Path) -> Iterable[Path]:
+    if path.is_dir():
+        found = itertools.chain(path.rglob("*.json"), path.rglob("*.csv"))
+        return sorted(
+            file for file in found if file.name not in ("machine.json", "benchmarks.json")
+        )
+    return [path]
+
+
+def _read_file(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    if file.suffix == ".csv":
+        return _read_csv(file), []
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise NotResults(f"damaged JSON ({error})") from error
+    if isinstance(content, dict) and "env_name" in content:
+        return _read_asv(file)
+    if isinstance(content, dict) and "benchmarks" in content:
+        return _read_pytest_benchmark(content), []
+    raise NotResults("neither asv's nor pytest-benchmark's JSON")
+
+
+def _frame(source: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=COLUMNS).assign(source=source)
+
+
+def _read_csv(file: Path) -> pd.DataFrame:
+    try:
+        rows = pd.read_csv(file)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise NotResults(f"damaged CSV ({str(error).strip()})") from error
+    missing = [column for column in COLUMNS if column not in rows]
+    if missing:
+        raise NotResults(f"no tidy CSV: it lacks {', '.join(missing)}")
+    numbers = ["value", "ci_low", "ci_high"]
+    rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
+    # The last row of a run that was killed may be half written.
+    return rows.loc[rows["value"].notna() & rows["n"].notna(), COLUMNS].assign(source=file.name)
+
+
+def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    try:
+        results = Results.load(str(file))
+    except Exception as error:  # asv raises what it likes for a file it cannot read
+        raise NotResults(f"not readable by asv ({error})") from error
+    threads = None
+    rows, failed = [], []
+    environment = {
+        "machine": results.params.get("machine"),
+        "commit": results.commit_hash,
+        "commit_date": pd.Timestamp(results.date, unit="ms", tz="UTC").isoformat(),
+        "torch": results.params.get("torch"),
+        "allocator": "pinned" if "MALLOC_MMAP_THRESHOLD_" in results.env_vars else "default",
+    }
+    for key in results.get_all_result_keys():
+        params = results.get_result_params(key)
+        values = results.get_result_value(key, params)
+        samples = results.get_result_samples(key, params)
+        if key == "environment.track_threads":
+            threads = values[0]
+            continue
+        _, device, benchmark = key.split(".")
+        kind, _, metric = benchmark.partition("_")
+        for cell, value, sampled in zip(itertools.product(*params), values, samples, strict=True):
+            if value is None:
+                failed.append(f"{key}({', '.join(cell)})")
+            if value is None or pd.isna(value):
+                continue
+            impl, workload, dtype = (name.strip("'") for name in cell)
+            scale, unit = (1e3, "ms") if kind == "time" else (1, UNITS[metric])
+            middle, low, high = median_interval(sampled) if sampled else (value, value, value)
+            rows.append(
+                environment
+                | {"device": device.lower(), "impl": impl, "workload": workload, "dtype": dtype}
+                | {"metric": metric, "unit": unit, "n": len(sampled) if sampled else 1}
+                | {"value": scale * middle, "ci_low": scale * low, "ci_high": scale * high}
+            )
+    return _frame("asv", [row | {"threads": threads} for row in rows]), failed
+
+
+UNITS = {"peak_memory": "bytes", "saved_memory": "bytes", "error": "relative"}
+
+
+def _read_pytest_benchmark(content: dict[str, Any]) -> pd.DataFrame:
+    rows = []
+    for benchmark in content["benchmarks"]:
+        value, low, high = (1e3 * x for x in median_interval(benchmark["stats"]["data"]))
+        rows.append(
+            benchmark["extra_info"]
+            | {"unit": "ms", "value": value, "ci_low": low, "ci_high": high}
+            | {"n": len(benchmark["stats"]["data"])}
+        )
+    return _frame("pytest-benchmark", rows)

@@ -1,0 +1,90 @@
+"""Tidy rows to tables that a person reads, one for each level, workload, dtype and run."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+RUN = ["source", "machine", "device", "commit", "torch", "threads", "allocator"]
+METRICS = ["forward", "backward", "forward_backward", "peak_memory", "saved_memory", "error"]
+LEGEND = (
+    "A cell has the median, its multiple of builtin, and its multiple of the physical limit "
+    "(README says what that is).\n`error` is that of the gradients, relative to float64's."
+)
+
+
+def wide(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each implementation, workload, dtype and run; a column for each metric."""
+    keys = [*RUN, "commit_date", "workload", "dtype", "impl"]
+    table = rows.groupby([*keys, "metric"], dropna=False)["value"].last().unstack("metric")
+    return table.reindex(columns=METRICS).reset_index()
+
+
+def newest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each source's and machine's most recent commit."""
+    date = pd.to_datetime(rows["commit_date"], utc=True, errors="coerce")
+    latest = date.groupby([rows["source"], rows["machine"]]).transform("max")
+    return rows[(date == latest) | date.isna()]
+
+
+def render(rows: pd.DataFrame) -> str:
+    """All of ``rows`` as Markdown, which a terminal shows as well."""
+    blocks = [
+        f"### {title}\n\n{run}\n\n"
+        + table.to_markdown(colalign=("left", *["right"] * table.shape[1]))
+        for title, run, table in sections(rows)
+    ]
+    return "\n\n".join([*blocks, LEGEND])
+
+
+def sections(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(title, the run in words, table) for each level, workload, dtype and run."""
+    keys = ["level", "workload", "dtype", *RUN]
+    levels = rows.assign(level=rows["impl"].map(level_of))
+    for _, cell in levels.groupby(keys, sort=False, dropna=False):
+        of = cell.iloc[0]
+        times = cell.loc[cell["unit"] == "ms", "n"]
+        facts = [
+            of["source"],
+            f"commit {str(of['commit'])[:8] or 'unknown'}",
+            of["machine"],
+            f"torch {of['torch']}",
+            f"{of['threads']:.0f} threads" if pd.notna(of["threads"]) else "threads unknown",
+            f"{of['allocator']} allocator",
+            f"{times.min():.0f} samples or more" if len(times) else "no times",
+        ]
+        title = " · ".join([of["level"], of["workload"], of["dtype"], of["device"]])
+        yield title, ", ".join(facts), comparison(cell)
+
+
+def level_of(impl: str) -> str:
+    """The level: what stands before the name's first dot."""
+    return impl.partition(".")[0]
+
+
+def comparison(cell: pd.DataFrame) -> pd.DataFrame:
+    """One cell's implementations, fastest first: values, multiples of builtin and of the limit."""
+    values = cell.groupby(["impl", "metric"])["value"].last().unstack("metric")
+    values = values.reindex(columns=METRICS).dropna(axis="columns", how="all")
+    if "forward_backward" in values:
+        values = values.sort_values("forward_backward")
+    level = level_of(values.index[0])
+    baselines = values.reindex([f"{level}.builtin", f"{level}.limit"])
+    shown = pd.DataFrame(index=values.index)
+    for metric, column in values.items():
+        if metric == "error":
+            shown[metric] = [f"{value:.1e}" if pd.notna(value) else "-" for value in column]
+            continue
+        scale, unit = (2**20, "MiB") if str(metric).endswith("memory") else (1, "ms")
+        multiples = [column / base for base in baselines[metric]]
+        shown[f"{metric} ({unit})"] = [
+            " ".join(_number(number) for number in numbers)
+            for numbers in zip(column / scale, *multiples, strict=True)
+        ]
+    return shown
+
+
+def _number(value: float) -> str:
+    if not np.isfinite(value):
+        return f"{'-':>6}"
+    return f"{value:6.2f}" if value < 100 else f"{value:6.0f}"
