@@ -8,7 +8,7 @@ from pathlib import Path
 
 import impls
 from benchmarks import side_by_side
-from benchmarks.common import Unmeasurable, load, tensors
+from benchmarks.common import Unmeasurable, check_device, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
 from benchmarks.workloads import WORKLOADS, UnknownWorkload, workload
 
@@ -18,6 +18,7 @@ def main(argv: list[str]) -> int:
     if arguments.allocator != allocator():
         restart(arguments.allocator, argv)
     try:
+        check_device(arguments.device)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.open("a").close()
         chosen = workload(arguments.workload, arguments.text)

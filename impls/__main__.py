@@ -3,11 +3,14 @@
 import argparse
 import json
 import sys
+from typing import Any
+
+import torch
 
 import impls
 
 
-def describe(name: str) -> dict[str, object]:
+def describe(name: str) -> dict[str, Any]:
     """One implementation as JSON shows it; "unavailable" says why, and is null if it is not."""
     try:
         loss = impls.load(name)
@@ -18,13 +21,18 @@ def describe(name: str) -> dict[str, object]:
         "level": loss.level,
         "summary": loss.summary,
         "devices": loss.support.devices,
+        "devices_here": [device for device in loss.support.devices if is_here(device)],
         "dtypes": loss.support.dtypes,
         "options": loss.options,
         "unavailable": None,
     }
 
 
-def table(found: list[dict[str, object]]) -> str:
+def is_here(device: str) -> bool:
+    return device != "cuda" or torch.cuda.is_available()
+
+
+def table(found: list[dict[str, Any]]) -> str:
     """A line for each implementation, under its level."""
     lines = []
     width = max(len(str(one["name"])) for one in found)
@@ -33,10 +41,11 @@ def table(found: list[dict[str, object]]) -> str:
             lines.append(f"{one['name']:{width}}  not available here: {one['unavailable']}")
             continue
         lines.append(f"{one['name']:{width}}  {one['summary']}")
-        for key in ("devices", "dtypes", "options"):
-            values = one[key]
-            assert isinstance(values, tuple)
-            lines.append(f"{'':{width}}    {key}: {', '.join(values)}")
+        lines.append(
+            f"{'':{width}}    available on {' and '.join(one['devices_here']) or 'no device here'}"
+            f" (of {', '.join(one['devices'])}) in {', '.join(one['dtypes'])}"
+        )
+        lines.append(f"{'':{width}}    takes {', '.join(one['options'])}")
     return "\n".join(lines)
 
 

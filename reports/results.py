@@ -79,7 +79,10 @@ def _read_file(file: Path) -> tuple[pd.DataFrame, list[str]]:
     if isinstance(content, dict) and "env_name" in content:
         return _read_asv(file)
     if isinstance(content, dict) and "benchmarks" in content:
-        return _read_pytest_benchmark(content), []
+        try:
+            return _read_pytest_benchmark(content), []
+        except (KeyError, TypeError) as error:
+            raise NotResults(f"not ours, or damaged: it lacks {error}") from error
     raise NotResults("neither asv's nor pytest-benchmark's JSON")
 
 

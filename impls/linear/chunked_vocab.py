@@ -73,7 +73,7 @@ class RowLosses(torch.autograd.Function):
             if for_input:
                 grad_input += grad @ linear_weight[chunk]
             if for_weight:
-                grad_weight[chunk] = grad.T @ input
+                torch.mm(grad.T, input, out=grad_weight[chunk])
         grad_input = grad_input.to(input.dtype) if for_input else None
         return grad_input, grad_weight, grad_bias, None, None, None
 

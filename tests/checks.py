@@ -1,0 +1,597 @@
+"""The gate: properties of a right cross entropy, each a function that raises if a loss lacks it.
+
+A property is tried on cases from small to large, so the first to fail is the smallest. Errors are
+held to a budget: twice that of PyTorch's own loss at the same precision, plus rounding.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import impls
+from benchmarks import oracle
+
+# For allclose, relative to the largest element. The budget is tighter; this one needs no rival.
+RTOL = {"float64": 1e-10, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+Tensors = dict[str, Tensor]
+
+
+class Wrong(AssertionError):
+    """A property that the loss lacks, in plain words, with the case that shows it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call: sizes, dtype and options, from which seeded tensors follow."""
+
+    n: int = 5
+    v: int = 11
+    d: int = 7
+    dtype: str = "float32"
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    weighted: bool = False
+    ignore_index: int = -100
+    ignored: tuple[int, ...] = ()  # which rows
+    scale: float = 1.0  # of the logits
+    seed: int = 0
+
+    def tensors(self, loss: impls.Loss) -> Tensors:
+        generator = torch.Generator().manual_seed(self.seed)
+        dtype = getattr(torch, self.dtype)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        if loss.level == "logits":
+            tensors = {"input": self.scale * normal(self.n, self.v)}
+        else:
+            tensors = {
+                "input": self.scale * normal(self.n, self.d),
+                "linear_weight": normal(self.v, self.d) / self.d**0.5,
+            }
+            if "linear_bias" in loss.options:
+                tensors["linear_bias"] = normal(self.v)
+        target = torch.randint(self.v, (self.n,), generator=generator)
+        if "ignore_index" in loss.options:
+            target[list(self.ignored)] = self.ignore_index
+        if self.weighted and "weight" in loss.options:
+            tensors["weight"] = torch.rand(self.v, generator=generator) + 0.1
+        converted = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        return {**converted, "target": target}
+
+    def options(self, loss: impls.Loss) -> dict[str, Any]:
+        """The options of this case that the loss has."""
+        return {
+            name: getattr(self, name)
+            for name in ("reduction", "label_smoothing", "ignore_index")
+            if name in loss.options
+        }
+
+    def upstream(self) -> Tensor:
+        """A random gradient of the loss's value."""
+        shape = (self.n,) if self.reduction == "none" else ()
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return torch.randn(shape, generator=generator).to(getattr(torch, self.dtype))
+
+    def __str__(self) -> str:
+        default = Case()
+        said = [f"N={self.n}", f"V={self.v}", self.dtype, f"reduction={self.reduction!r}"]
+        for name in ("label_smoothing", "weighted", "ignore_index", "ignored", "scale"):
+            if getattr(self, name) != getattr(default, name):
+                said.append(f"{name}={getattr(self, name)}")
+        return ", ".join(said)
+
+
+def judge(loss: impls.Loss, case: Case, tensors: Tensors | None = None, about: str = "") -> None:
+    """Raise ``Wrong`` unless value and gradients are within the budget of those of the oracle."""
+    tensors = tensors or case.tensors(loss)
+    options, upstream = case.options(loss), case.upstream()
+    where = f"{case}{about and '; ' + about}"
+    actual = call(lambda: oracle.evaluate(loss.fn, tensors, upstream, **options), where)
+    native_fn = impls.load(f"{loss.level}.builtin").fn
+    native = oracle.evaluate(native_fn, tensors, upstream, **options)
+    expected = oracle.expected(loss.level, tensors, upstream, **options)
+    for name, right in expected.items():
+        compare(actual[name], native[name], right, name, case.dtype, where)
+        if loss.level == "logits" and name == "input":
+            # The target's entry, near -1, hides all others from a norm.
+            others = torch.ones_like(right, dtype=torch.bool)
+            others[range(case.n), tensors["target"].clamp(0, case.v - 1)] = False
+            parts = (tensor * others for tensor in (actual[name], native[name], right))
+            compare(*parts, "input, but for the target's entries", case.dtype, where)
+
+
+def compare(
+    actual: Tensor, native: Tensor, expected: Tensor, name: str, dtype: str, where: str
+) -> None:
+    """Raise ``Wrong`` unless ``actual`` is as near to ``expected`` as the budget asks."""
+    what = "the value" if name == "value" else f"the gradient of {name}"
+    if actual.shape != expected.shape:
+        raise Wrong(
+            f"{what} has shape {tuple(actual.shape)}, not {tuple(expected.shape)} ({where})"
+        )
+    if str(actual.dtype) != f"torch.{dtype}":
+        raise Wrong(f"{what} is {actual.dtype}, not {dtype} ({where})")
+    for norm, distance in (("", oracle.error), (" in its worst row", oracle.worst_row)):
+        found, theirs = distance(actual, expected), distance(native, expected)
+        allowed = oracle.budget(theirs, dtype)
+        if not found <= allowed:
+            raise Wrong(
+                f"{what} is off by {found:.2g}{norm}, of which {allowed:.2g} is allowed "
+                f"(PyTorch's own: {theirs:.2g}; {where})"
+            )
+    finite = expected[expected.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    if not torch.allclose(
+        actual.double(),
+        expected.double(),
+        rtol=RTOL[dtype],
+        atol=RTOL[dtype] * largest,
+        equal_nan=True,
+    ):
+        raise Wrong(f"{what} is not allclose to the oracle's ({where})")
+
+
+def call(run: Callable[[], Any], where: str) -> Any:
+    """What ``run()`` returns; ``Wrong`` if it raises, saying what."""
+    try:
+        return run()
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise Wrong(f"it raises {type(error).__name__}: {reason} ({where})") from error
+
+
+def expect(condition: object, what: str) -> None:
+    if not condition:
+        raise Wrong(what)
+
+
+# ---- The properties. Each docstring's first line is what a report says of one that fails.
+
+
+def check_options(loss: impls.Loss) -> None:
+    """Value and gradients are right for every reduction, smoothing, class weights, ignored rows."""
+    for label_smoothing, weighted, reduction in itertools.product(
+        (0.0, 0.1), (False, True), ("mean", "sum", "none")
+    ):
+        judge(
+            loss,
+            Case(
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+                weighted=weighted,
+                ignored=(1, 3),
+            ),
+        )
+
+
+def check_dtypes(loss: impls.Loss) -> None:
+    """Value and gradients are as precise as the dtype allows, in each dtype."""
+    for dtype in loss.support.dtypes:
+        judge(loss, Case(dtype=dtype, n=6, v=37))
+        judge(loss, Case(dtype=dtype, n=6, v=37, reduction="none", weighted=True, ignored=(2,)))
+        judge(loss, Case(dtype=dtype, n=6, v=37, label_smoothing=0.2, scale=4.0))
+
+
+def check_sizes(loss: impls.Loss) -> None:
+    """It is right for every number of rows and classes: one, primes, around powers of two."""
+    for n, v in itertools.product((1, 2), (1, 2, 3)):
+        judge(loss, Case(n=n, v=v))
+    for v in (31, 32, 33, 127, 128, 129, 255, 256, 257, 1000, 1021, 1024, 4095, 4096, 4097):
+        judge(loss, Case(n=3, v=v))
+    for v in (8191, 8192, 8193, 50257, 65535, 65536, 65537, 70001):
+        judge(loss, Case(n=2, v=v))
+    judge(loss, Case(n=1037, v=67))
+    judge(loss, Case(n=33, v=9001, label_smoothing=0.1, weighted=True, ignored=(0, 5)))
+
+
+def check_first_and_last(loss: impls.Loss) -> None:
+    """The first and the last class, as targets, are like any other."""
+    for v in (2, 11, 4099):
+        case = Case(n=4, v=v, reduction="none")
+        tensors = case.tensors(loss)
+        tensors["target"] = torch.tensor([0, v - 1, v - 1, 0])
+        judge(loss, case, tensors, "targets 0 and V-1")
+
+
+def check_upstream(loss: impls.Loss) -> None:
+    """The upstream gradient is used: each row's own, whatever its size or sign."""
+    case = Case(reduction="none")
+    tensors = case.tensors(loss)
+    for factor in (1.0, -3.0, 1e-4, 1e4):
+        grads = gradients(loss, case, tensors, factor * case.upstream())
+        right = oracle.expected(loss.level, tensors, factor * case.upstream(), **case.options(loss))
+        for name, grad in grads.items():
+            expect(
+                oracle.error(grad, right[name]) < 1e-4,
+                f"the gradient of {name} is wrong for an upstream gradient of {factor:g} × normal "
+                f"({case})",
+            )
+    one = torch.zeros(case.n)
+    one[2] = 1.0
+    grad = gradients(loss, case, tensors, one)["input"]
+    expect(
+        grad[2].abs().sum() > 0 and not grad[[0, 1, 3, 4]].any(),
+        f"with an upstream gradient for row 2 alone, other rows have one ({case})",
+    )
+    judge(loss, replace(case, n=1))
+    for reduction in ("mean", "sum"):
+        scalar = Case(reduction=reduction)
+        once = gradients(loss, scalar, tensors, torch.tensor(1.0))
+        tripled = gradients(loss, scalar, tensors, torch.tensor(3.0))
+        for name, grad in once.items():
+            expect(
+                oracle.error(tripled[name], 3 * grad) < 1e-5,
+                f"three times the upstream gradient is not three times that of {name} ({scalar})",
+            )
+
+
+def check_ignored(loss: impls.Loss) -> None:
+    """Ignored rows count nothing, wherever they are and whatever number marks them."""
+    if "ignore_index" not in loss.options:
+        return
+    for ignored in ((0,), (4,), (0, 1, 2), (1, 2, 3, 4)):
+        for reduction in ("mean", "sum", "none"):
+            judge(loss, Case(ignored=ignored, reduction=reduction))
+    for ignore_index in (-1, 0, 5, 10, 255):
+        judge(loss, Case(ignored=(1, 2), ignore_index=ignore_index))
+        judge(loss, Case(ignored=(0,), ignore_index=ignore_index, weighted=True))
+        judge(loss, Case(ignored=(3,), ignore_index=ignore_index, label_smoothing=0.1))
+    case = Case(ignored=(0, 3), reduction="none")
+    grad = gradients(loss, case, case.tensors(loss), case.upstream())["input"]
+    expect(not grad[[0, 3]].any(), f"an ignored row has a gradient ({case})")
+    expect(grad[[1, 2, 4]].any(1).all(), f"a row that is not ignored has no gradient ({case})")
+
+
+def check_all_ignored(loss: impls.Loss) -> None:
+    """All rows ignored: the mean is nan, the sum 0, as torch has it; sums have zero gradients."""
+    if "ignore_index" not in loss.options:
+        return
+    for smoothing in (0.0, 0.1):
+        for reduction, right in (("mean", float("nan")), ("sum", 0.0), ("none", [0.0] * 5)):
+            case = Case(ignored=(0, 1, 2, 3, 4), reduction=reduction, label_smoothing=smoothing)
+            same_value(loss, case, case.tensors(loss), right)
+            if reduction != "mean":
+                grads = gradients(loss, case, case.tensors(loss), case.upstream())
+                expect(not grads["input"].any(), f"ignored rows have a gradient ({case})")
+
+
+def check_empty(loss: impls.Loss) -> None:
+    """No rows: the mean is nan, the sum 0, and every gradient has its shape, all zero."""
+    for reduction, right in (("mean", float("nan")), ("sum", 0.0), ("none", [])):
+        case = Case(n=0, reduction=reduction)
+        tensors = case.tensors(loss)
+        same_value(loss, case, tensors, right)
+        if reduction != "mean":
+            for name, grad in gradients(loss, case, tensors, case.upstream()).items():
+                expect(
+                    grad.shape == tensors[name].shape and not grad.any(),
+                    f"the gradient of {name} is not zeros of its shape ({case})",
+                )
+
+
+def check_extreme_logits(loss: impls.Loss) -> None:
+    """Logits of ±1e4, of -inf (not the target's), or 100 higher: no overflow, no lost precision."""
+    judge(loss, Case(scale=30.0))
+    if loss.level == "logits":
+        for dtype in loss.support.dtypes:
+            case = Case(n=4, v=33, dtype=dtype)
+            tensors = case.tensors(loss)
+            high = {**tensors, "input": tensors["input"].sign() * 1e4}
+            judge(loss, case, high, "logits of ±1e4")
+            shifted = {**tensors, "input": tensors["input"] + 100}
+            judge(loss, case, shifted, "logits 100 higher")
+        for columns in (slice(0, 3), slice(20, 33), slice(0, 31)):
+            case = Case(n=4, v=33, reduction="none")
+            tensors = case.tensors(loss)
+            tensors["target"] = torch.tensor([31, 32, 31, 32])
+            mask = torch.zeros(33, dtype=torch.bool)
+            mask[columns] = True
+            mask[31:] = False
+            tensors["input"] = tensors["input"].masked_fill(mask, float("-inf"))
+            judge(loss, case, tensors, "some logits -inf")
+        case = Case(n=2, v=9000)
+        tensors = case.tensors(loss)
+        tensors["target"] = torch.tensor([8999, 8998])
+        tensors["input"][:, :8990] = float("-inf")
+        judge(loss, case, tensors, "the first 8990 logits -inf")
+    elif "linear_bias" in loss.options:
+        case = Case()
+        tensors = case.tensors(loss)
+        judge(loss, case, {**tensors, "linear_bias": tensors["linear_bias"] + 100}, "bias + 100")
+        tensors["linear_bias"][:5] = float("-inf")
+        tensors["target"] = tensors["target"] % 6 + 5
+        tensors["linear_bias"][5:].requires_grad_(False)
+        value = loss.fn(**tensors, **case.options(loss))
+        right = oracle.linear_cross_entropy(**tensors, **case.options(loss))
+        expect(
+            oracle.error(value, right) < 1e-5, f"the value is wrong where a bias is -inf ({case})"
+        )
+
+
+def check_strides(loss: impls.Loss) -> None:
+    """Arguments need not be contiguous: transposed, sliced, expanded, offset."""
+    case = Case(n=6, v=12, d=8, reduction="none")
+    for name in ("input", "linear_weight"):
+        tensors = case.tensors(loss)
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
+        for about, view in {
+            "transposed": tensor.T.contiguous().T,
+            "every second column of a wider one": tensor.repeat_interleave(2, 1)[:, ::2],
+            "every second row of a longer one": tensor.repeat_interleave(2, 0)[::2],
+            "part of a larger one": torch.nn.functional.pad(tensor, (3, 2, 1, 4))[1:-4, 3:-2],
+            "one column expanded": tensor[:, :1].expand_as(tensor),
+        }.items():
+            judge(loss, case, {**tensors, name: view}, f"{name} {about}")
+    tensors = case.tensors(loss)
+    strided = tensors["target"].repeat_interleave(3)[::3]
+    judge(loss, case, {**tensors, "target": strided}, "target every third of a longer one")
+    expanded = tensors["target"][:1].expand(6)
+    judge(loss, case, {**tensors, "target": expanded}, "target expanded")
+    judge_upstream = torch.tensor(0.5).expand(6)
+    right = oracle.expected(loss.level, tensors, judge_upstream, **case.options(loss))
+    for name, grad in gradients(loss, case, tensors, judge_upstream).items():
+        expect(
+            oracle.error(grad, right[name]) < 1e-5,
+            f"the gradient of {name} is wrong for an expanded upstream gradient ({case})",
+        )
+
+
+def check_out_of_range(loss: impls.Loss) -> None:
+    """A target outside [0, V) that is not ignored raises IndexError, naming it, on the CPU."""
+    for value in (11, 12, 1000, -1, -7, -101):
+        case = Case()
+        tensors = case.tensors(loss)
+        tensors["target"][2] = value
+        raises(IndexError, loss, case, tensors, str(value))
+
+
+def check_mismatches(loss: impls.Loss) -> None:
+    """Shapes or dtypes that do not go together raise ValueError, with both in the message."""
+    case = Case(weighted=True)
+    tensors = case.tensors(loss)
+    raises(ValueError, loss, case, {**tensors, "target": tensors["target"][:3]}, "5", "3")
+    wrong_dtype = {**tensors, "target": tensors["target"].float()}
+    raises(ValueError, loss, case, wrong_dtype, "float32", "int64")
+    if "weight" in tensors:
+        raises(ValueError, loss, case, {**tensors, "weight": tensors["weight"][:4]}, "11", "4")
+        other = {**tensors, "weight": tensors["weight"].double()}
+        raises(ValueError, loss, case, other, "float32", "float64")
+    if "linear_weight" in tensors:
+        narrow = {**tensors, "linear_weight": tensors["linear_weight"][:, :4]}
+        raises(ValueError, loss, case, narrow, "7", "4")
+        other = {**tensors, "linear_weight": tensors["linear_weight"].double()}
+        raises(ValueError, loss, case, other, "float32", "float64")
+    if "reduction" in loss.options:
+        raises(ValueError, loss, replace(case, reduction="average"), tensors, "average")
+
+
+def check_arguments_untouched(loss: impls.Loss) -> None:
+    """No argument is overwritten, in forward or in backward."""
+    case = Case(weighted=True, ignored=(1,), label_smoothing=0.1)
+    tensors = case.tensors(loss)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    upstream = case.upstream()
+    gradients(loss, case, tensors, upstream)
+    for name, tensor in tensors.items():
+        expect(torch.equal(tensor, before[name]), f"{name} is overwritten ({case})")
+    expect(torch.equal(upstream, case.upstream()), f"the upstream gradient is overwritten ({case})")
+
+
+def check_backward_twice(loss: impls.Loss) -> None:
+    """With retain_graph, a second backward gives the same gradients, or raises: never others."""
+    for reduction in ("mean", "none"):
+        case = Case(reduction=reduction)
+        value, leaves = forward(loss, case, case.tensors(loss))
+        try:
+            first = grads_of(value, leaves, case.upstream(), retain_graph=True)
+        except RuntimeError:  # what torch.compile makes of retain_graph
+            continue
+        kept = [grad.clone() for grad in first]
+        second = grads_of(value, leaves, case.upstream())
+        for name, a, b, c in zip(leaves, kept, second, first, strict=True):
+            expect(torch.equal(a, b), f"the second backward's gradient of {name} differs ({case})")
+            expect(torch.equal(a, c), f"the second backward overwrites {name}'s first ({case})")
+
+
+def check_no_stale_state(loss: impls.Loss) -> None:
+    """Two losses alive at once do not disturb each other, nor what the first has returned."""
+    a, b = Case(seed=1), Case(seed=2)
+    alone = gradients(loss, a, a.tensors(loss), a.upstream())
+    kept = {name: grad.clone() for name, grad in alone.items()}
+    value_a, leaves_a = forward(loss, a, a.tensors(loss))
+    value_b, leaves_b = forward(loss, b, b.tensors(loss))
+    grads_a = grads_of(value_a, leaves_a, a.upstream())
+    grads_of(value_b, leaves_b, b.upstream())
+    for name, grad in zip(leaves_a, grads_a, strict=True):
+        expect(
+            oracle.error(grad, kept[name]) < 1e-6,
+            f"the gradient of {name} depends on another call made since its forward ({a})",
+        )
+        expect(
+            torch.equal(alone[name], kept[name]), f"{name}'s gradient is overwritten later ({a})"
+        )
+    for case in (replace(a, n=3, v=5), replace(a, n=7, v=23), a):
+        judge(loss, case, about="after calls with other shapes")
+
+
+def check_deterministic(loss: impls.Loss) -> None:
+    """The same call gives the same bits."""
+    case = Case(n=64, v=1031)
+    tensors = case.tensors(loss)
+    first = gradients(loss, case, tensors, case.upstream())
+    for _ in range(3):
+        for name, grad in gradients(loss, case, tensors, case.upstream()).items():
+            expect(torch.equal(grad, first[name]), f"the gradient of {name} varies ({case})")
+
+
+def check_frozen(loss: impls.Loss) -> None:
+    """Arguments that need no gradient may be any of them, or all; others' gradients stay right."""
+    case = Case()
+    tensors = case.tensors(loss)
+    names = [name for name in oracle.DIFFERENTIABLE if name in tensors]
+    full = gradients(loss, case, tensors, case.upstream())
+    for count in range(1, len(names)):
+        for chosen in itertools.combinations(names, count):
+            some = gradients(loss, case, tensors, case.upstream(), chosen)
+            for name, grad in some.items():
+                expect(
+                    oracle.error(grad, full[name]) < 1e-6,
+                    f"the gradient of {name} is wrong when {', '.join(chosen)} alone need one "
+                    f"({case})",
+                )
+    value = call(
+        lambda: loss.fn(**tensors, **case.options(loss)), f"{case}; nothing needs a gradient"
+    )
+    expect(not value.requires_grad, f"the value needs a gradient where no argument does ({case})")
+    leaves = {name: tensors[name].clone().requires_grad_() for name in names}
+    with torch.no_grad():
+        again = call(
+            lambda: loss.fn(**{**tensors, **leaves}, **case.options(loss)), f"{case}; no_grad"
+        )
+    expect(
+        oracle.error(again, value) < 1e-6 and not again.requires_grad,
+        f"the value differs under no_grad ({case})",
+    )
+
+
+def check_accumulates(loss: impls.Loss) -> None:
+    """``backward()`` adds to ``.grad``, as for any other function."""
+    case = Case()
+    tensors = case.tensors(loss)
+    value, leaves = forward(loss, case, tensors)
+    call(lambda: value.backward(case.upstream()), str(case))
+    once = {name: leaf.grad.clone() for name, leaf in leaves.items()}
+    again = loss.fn(**{**tensors, **leaves}, **case.options(loss))
+    again.backward(case.upstream())
+    for name, leaf in leaves.items():
+        expect(
+            oracle.error(leaf.grad, 2 * once[name]) < 1e-6,
+            f"two backward passes do not double {name}.grad ({case})",
+        )
+
+
+def check_not_a_leaf(loss: impls.Loss) -> None:
+    """Its arguments may be results of other functions, used again after it."""
+    case = Case()
+    tensors = case.tensors(loss)
+    leaf = tensors["input"].clone().requires_grad_()
+    hidden = leaf * 2
+    value = loss.fn(**{**tensors, "input": hidden}, **case.options(loss))
+    call(lambda: (value + hidden.square().sum()).backward(), f"{case}; the input is used twice")
+    right = oracle.expected(
+        loss.level, {**tensors, "input": 2 * tensors["input"]}, torch.tensor(1.0)
+    )["input"]
+    expected = 2 * (right + 2 * 2 * tensors["input"].double())
+    expect(
+        oracle.error(leaf.grad, expected) < 1e-5,
+        f"the gradient is wrong for an input that is computed, and used again ({case})",
+    )
+
+
+def check_double_backward(loss: impls.Loss) -> None:
+    """Gradients of gradients are right, or raise: never silently zero or wrong."""
+    case = Case(n=3, v=5, d=4, dtype="float64")
+    if "float64" not in loss.support.dtypes:
+        return
+    tensors = case.tensors(loss)
+    value, leaves = forward(loss, case, tensors)
+    try:
+        (grad,) = torch.autograd.grad(value, [leaves["input"]], create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum(), [leaves["input"]])
+    except RuntimeError:
+        return
+    leaf = tensors["input"].clone().requires_grad_()
+    right_value = oracle.ORACLES[loss.level](**{**tensors, "input": leaf}, **case.options(loss))
+    (right_grad,) = torch.autograd.grad(right_value, [leaf], create_graph=True)
+    (right,) = torch.autograd.grad(right_grad.square().sum(), [leaf])
+    expect(oracle.error(second, right) < 1e-9, f"the second derivative is wrong ({case})")
+
+
+def check_positional(loss: impls.Loss) -> None:
+    """It drops in for PyTorch's: the same names and defaults, tensors by position."""
+    case = Case()
+    tensors = case.tensors(loss)
+    order = {"logits": ("input", "target"), "linear": ("input", "linear_weight", "target")}
+    value = call(lambda: loss.fn(*(tensors[name] for name in order[loss.level])), "defaults")
+    options = {name: tensors[name] for name in order[loss.level]}
+    right = oracle.ORACLES[loss.level](**options)
+    expect(oracle.error(value, right) < 1e-5, "called with tensors alone, it is not the mean")
+
+
+CHECKS = {
+    name.removeprefix("check_"): check
+    for name, check in list(globals().items())
+    if name.startswith("check_")
+}
+
+
+# ---- What the properties are made of.
+
+
+def forward(
+    loss: impls.Loss, case: Case, tensors: Mapping[str, Tensor], need: tuple[str, ...] | None = None
+) -> tuple[Tensor, Tensors]:
+    """The value, and the leaves (copies of the arguments) whose gradients can be asked for."""
+    leaves = {
+        name: tensors[name].clone().requires_grad_()
+        for name in need or oracle.DIFFERENTIABLE
+        if name in tensors
+    }
+    arguments = {**tensors, **leaves}
+    return call(lambda: loss.fn(**arguments, **case.options(loss)), str(case)), leaves
+
+
+def grads_of(
+    value: Tensor, leaves: Tensors, upstream: Tensor, retain_graph: bool = False
+) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value, tuple(leaves.values()), upstream, retain_graph=retain_graph)
+
+
+def gradients(
+    loss: impls.Loss,
+    case: Case,
+    tensors: Mapping[str, Tensor],
+    upstream: Tensor,
+    need: tuple[str, ...] | None = None,
+) -> Tensors:
+    """The gradients, by name, of the arguments as they are: not copies."""
+    leaves = {
+        name: tensors[name].detach().requires_grad_()
+        for name in need or oracle.DIFFERENTIABLE
+        if name in tensors
+    }
+    value = call(lambda: loss.fn(**{**tensors, **leaves}, **case.options(loss)), str(case))
+    grads = call(lambda: grads_of(value, leaves, upstream), str(case))
+    return dict(zip(leaves, grads, strict=True))
+
+
+def same_value(loss: impls.Loss, case: Case, tensors: Tensors, right: float | list[float]) -> None:
+    value = call(lambda: loss.fn(**tensors, **case.options(loss)), str(case))
+    expect(
+        torch.equal(value.nan_to_num(nan=-1), torch.tensor(right).nan_to_num(nan=-1)),
+        f"the value is {value.tolist()}, not {right} ({case})",
+    )
+
+
+def raises(
+    kind: type[Exception], loss: impls.Loss, case: Case, tensors: Tensors, *words: str
+) -> None:
+    """Raise ``Wrong`` unless the call raises ``kind`` with all ``words`` in its message."""
+    try:
+        value = loss.fn(**tensors, **case.options(loss))
+    except kind as error:
+        missing = [word for word in words if word not in str(error)]
+        expect(not missing, f"the message {str(error)!r} does not name {' and '.join(missing)}")
+    except Exception as error:
+        raise Wrong(f"it raises {type(error).__name__}, not {kind.__name__}: {error}") from error
+    else:
+        raise Wrong(f"it returns {value.tolist()}, where {kind.__name__} is due ({words})")

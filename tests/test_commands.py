@@ -1,0 +1,158 @@
+"""The commands as a user types them: what they print, what they keep, how they refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks import oracle
+from benchmarks.common import PROFILES
+from reports.results import COLUMNS
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_impls_lists_everything() -> None:
+    table = python("impls")
+    assert table.returncode == 0
+    assert "logits.eager" in table.stdout
+    listed = json.loads(python("impls", "--json").stdout)
+    eager = next(one for one in listed if one["name"] == "logits.eager")
+    assert eager["level"] == "logits"
+    assert eager["unavailable"] is None
+    assert "cpu" in eager["devices_here"]
+    assert eager["summary"] in table.stdout
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pd.DataFrame]:
+    out = tmp_path_factory.mktemp("measured") / "rows.csv"
+    run = python(
+        *("benchmarks", "--workload", "notebook", "--out", str(out)),
+        *("--impl", "logits.eager", "--impl", "linear.chunked_vocab"),
+        *("--impl", str(ROOT / "tests" / "wrong" / "zeros.py")),
+    )
+    return run, pd.read_csv(out)
+
+
+def test_side_by_side_measures_every_metric(measured) -> None:
+    run, rows = measured
+    assert run.returncode == 0, run.stderr
+    assert list(rows) == COLUMNS
+    of = rows.groupby("impl")["metric"].agg(set)
+    times = {"forward", "backward", "forward_backward"}
+    memory = {"peak_memory", "saved_memory", "error"}
+    for impl in ("logits.eager", "logits.builtin", "linear.chunked_vocab", "linear.builtin"):
+        assert of[impl] == times | memory
+        assert impl in run.stdout
+    assert of["logits.limit"] == of["linear.limit"] == times | {"peak_memory"}
+    assert set(rows["allocator"]) == ({"pinned"} if sys.platform == "linux" else {"default"})
+    sampled = rows[rows["unit"] == "ms"]
+    assert (sampled["n"] >= 9).all()
+    assert (sampled["ci_low"] <= sampled["value"]).all()
+    assert (sampled["value"] <= sampled["ci_high"]).all()
+
+
+def test_a_wrong_loss_has_no_times(measured) -> None:
+    run, rows = measured
+    wrong = rows[rows["impl"].str.endswith("zeros.py")]
+    assert set(wrong["metric"]) == {"peak_memory", "saved_memory", "error"}
+    assert wrong.loc[wrong["metric"] == "error", "value"].item() > oracle.BAND["float32"]
+    assert "gradients are wrong" in run.stderr + run.stdout
+
+
+def test_rows_are_added_to_a_file_that_exists(measured, tmp_path) -> None:
+    out = tmp_path / "rows.csv"
+    for _ in range(2):
+        run = python(
+            *("benchmarks", "--workload", "notebook", "--pass", "forward", "--out", str(out)),
+            *("--impl", "logits.builtin"),
+        )
+        assert run.returncode == 0, run.stderr
+    rows = pd.read_csv(out)
+    assert (rows["metric"] == "forward").sum() == 4
+    assert "backward" not in set(rows["metric"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--impl", "logits.egar"], "no implementation 'logits.egar'; did you mean logits.eager"),
+        (["--impl", "missing.py"], "no file missing.py"),
+        (["--workload", "gpt2_txt"], "no workload 'gpt2_txt'; did you mean gpt2_text"),
+        (["--workload", "gpt2_text@many"], "no workload 'gpt2_text@many'"),
+        (["--workload", "gpt2_text@999999"], "needs 1000000 tokens"),
+        (["--workload", "notebook@9"], "the notebook has 8 tokens"),
+        (["--text", "nowhere.txt"], "no file nowhere.txt"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--out", "/proc/nothing/rows.csv"], "/proc/nothing"),
+    ],
+)
+def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path) -> None:
+    run = python("benchmarks", "--out", str(tmp_path / "rows.csv"), *arguments)
+    assert run.returncode == 2
+    assert says in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_no_cuda_is_said(tmp_path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    run = python("benchmarks", "--device", "cuda", "--out", str(tmp_path / "rows.csv"))
+    assert run.returncode == 2
+    assert run.stderr.strip() == "there is no CUDA device here"
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path) -> None:
+    out = tmp_path / "rows.csv"
+    command = [sys.executable, "-m", "benchmarks", "--workload", "gpt2_text@64", "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--impl", "logits.eager"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    # Its memory rows come first; the signal then falls among the rounds.
+    deadline = time.monotonic() + 60
+    while not (out.exists() and out.read_text().count("saved_memory") == 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    rows = pd.read_csv(out)
+    assert {"error", "peak_memory", "forward_backward"} <= set(rows["metric"])
+
+
+def test_asv_discovers_the_suites(tmp_path) -> None:
+    """As asv does: in an interpreter that has impls, but neither reports nor tests."""
+    (tmp_path / "impls").symlink_to(ROOT / "impls")
+    code = (
+        "from asv_runner.discovery import list_benchmarks, update_sys_path;"
+        f"update_sys_path({str(ROOT / 'benchmarks')!r});"
+        f"list_benchmarks({str(ROOT / 'benchmarks')!r}, open('found.json', 'w'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    found = {one["name"]: one for one in json.loads((tmp_path / "found.json").read_text())}
+    metrics = ("time_forward", "time_forward_backward", "track_peak_memory", "track_saved_memory")
+    for level in ("logits", "linear"):
+        for metric in metrics:
+            benchmark = found[f"{level}.CPU.{metric}"]
+            assert benchmark["version"] == "1"
+            assert benchmark["params"][1:] == [
+                [f"'{name}'" for name in names] for names in PROFILES["quick"]
+            ]
+    assert "environment.track_threads" in found

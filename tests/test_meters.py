@@ -1,0 +1,69 @@
+"""Memory is counted to the byte, the same on every run."""
+
+import functools
+
+import pytest
+import torch
+
+import impls
+from benchmarks import meters
+from benchmarks.common import Step
+from benchmarks.limits import LIMITS
+from benchmarks.workloads import workload
+
+LOGITS = 32 * 50257 * 4  # bytes of float32 logits for 32 tokens
+
+
+@functools.cache
+def step(name: str) -> Step:
+    loss = impls.load(name)
+    return Step(loss, workload("gpt2_text@32").tensors(loss.level, "float32"))
+
+
+def test_counts_allocations_exactly() -> None:
+    def run() -> torch.Tensor:
+        a = torch.empty(1000, dtype=torch.uint8)
+        b = torch.empty(5000, dtype=torch.uint8)
+        del a
+        c = torch.empty(300, dtype=torch.uint8)
+        del b
+        return c
+
+    assert meters.peak_memory(run, "cpu") == 6000
+    assert meters.saved_memory(run, "cpu") == 300
+
+
+def test_what_was_held_before_does_not_count() -> None:
+    held = [torch.empty(1 << 20, dtype=torch.uint8)]
+
+    def run() -> None:
+        held.clear()
+        held.append(torch.empty(1 << 20, dtype=torch.uint8))
+
+    assert meters.peak_memory(run, "cpu") == 1 << 20
+
+
+@pytest.mark.parametrize("name", [name for name in impls.names() if "compiled" not in name])
+def test_the_same_bytes_on_every_run(name: str) -> None:
+    peaks = {meters.peak_memory(step(name).forward_backward, "cpu") for _ in range(3)}
+    saved = {meters.saved_memory(step(name).forward, "cpu") for _ in range(3)}
+    assert len(peaks) == len(saved) == 1
+
+
+def test_builtin_holds_three_times_the_logits() -> None:
+    """log_softmax saves its result; backward makes two more of its size."""
+    peak = meters.peak_memory(step("logits.builtin").forward_backward, "cpu")
+    assert 3 * LOGITS <= peak < 3 * LOGITS + 1000
+
+
+def test_chunked_vocab_makes_no_second_logits_in_forward() -> None:
+    chunked = step("logits.chunked_vocab")
+    assert meters.peak_memory(chunked.forward, "cpu") < 0.3 * LOGITS
+    assert meters.saved_memory(chunked.forward, "cpu") < 0.01 * LOGITS
+
+
+def test_linear_chunked_vocab_never_holds_all_logits() -> None:
+    chunked = step("linear.chunked_vocab")
+    assert meters.peak_memory(chunked.forward, "cpu") < 0.3 * LOGITS
+    gradients = LIMITS["linear"](chunked.tensors).gradient_bytes()
+    assert meters.peak_memory(chunked.forward_backward, "cpu") < gradients + 0.3 * LOGITS
