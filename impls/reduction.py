@@ -33,18 +33,6 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def check_targets(target: Tensor, vocab: int, ignore_index: int) -> None:
-    """Raise ``IndexError``, naming it, for a target on the CPU outside [0, vocab) and not ignored.
-
-    On CUDA, as in torch, the kernel that reads it asserts: looking here would make the host wait.
-    It is left to the kernel, too, under a caller's ``torch.compile``.
-    """
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
-        if outside.numel():
-            raise IndexError(f"target {outside[0].item()} is out of range for {vocab} classes")
-
-
 def distribution(
     target: Tensor,
     weight: Tensor | None,
@@ -55,9 +43,14 @@ def distribution(
 ) -> Q:
     """q for targets (N,) and class weights (V,), in the dtype that sums of ``dtype`` are taken in.
 
-    Raises ``IndexError`` as ``check_targets`` does.
+    Raises ``IndexError``, naming it, for a target on the CPU outside [0, vocab) and not ignored.
+    On CUDA, as in torch, the kernel that reads it asserts: looking here would make the host wait.
+    It is left to the kernel, too, under a caller's ``torch.compile``.
     """
-    check_targets(target, vocab, ignore_index)
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
+        if outside.numel():
+            raise IndexError(f"target {outside[0].item()} is out of range for {vocab} classes")
     y = target.masked_fill(target == ignore_index, 0)
     ones = torch.ones((), dtype=accumulation_dtype(dtype), device=target.device)
     w = ones.expand(vocab) if weight is None else weight.to(ones.dtype)  # (V,)

@@ -90,6 +90,7 @@ def linear_cross_entropy(
     label_smoothing=0.0,
 ):
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
-    q = distribution(target, weight, len(linear_weight), input.dtype, ignore_index, label_smoothing)
+    vocab = len(linear_weight)
+    q = distribution(target, weight, vocab, input.dtype, ignore_index, label_smoothing)
     losses = RowLosses.apply(input, linear_weight, linear_bias, *q)
     return reduce(losses, target, weight, ignore_index, reduction).to(input.dtype)
