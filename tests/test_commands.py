@@ -1,7 +1,9 @@
 """The commands as a user types them: what they print, what they keep, how they refuse."""
 
+import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,6 +137,25 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path) -> None:
     assert "Traceback" not in errors
     rows = pd.read_csv(out)
     assert {"error", "peak_memory", "forward_backward"} <= set(rows["metric"])
+
+
+def test_asvs_environment_is_the_pinned_one() -> None:
+    """It has what benchmarks imports, in the versions that constraints.txt has."""
+    text = re.sub(r"^\s*//.*$", "", (ROOT / "asv.conf.json").read_text(), flags=re.MULTILINE)
+    pins = {name: pin for name, [pin] in json.loads(text)["matrix"]["req"].items()}
+    lines = (ROOT / "constraints.txt").read_text().replace("_", "-").splitlines()
+    constraints = dict(line.split("==") for line in lines if "==" in line)
+    assert pins.items() <= constraints.items()
+    provided = {name.replace("-", "_") for name in pins}
+    provided |= {"impls", "benchmarks", "asv_runner", "tiktoken_ext", *sys.stdlib_module_names}
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in modules:
+                assert module.partition(".")[0] in provided, f"{file.name} imports {module}"
 
 
 def test_asv_discovers_the_suites(tmp_path) -> None:
