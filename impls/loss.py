@@ -6,7 +6,7 @@ N tokens, D hidden, V vocabulary.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -72,6 +72,15 @@ class Loss:
             for parameter in inspect.signature(self.fn).parameters.values()
             if parameter.default is not parameter.empty
         )
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The operands of a matrix product as ``torch.autocast`` would have them: cast, if it is on."""
+    device = next(tensor.device.type for tensor in tensors if tensor is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def check_call(

@@ -10,7 +10,9 @@ implementation knows q alone: weights, smoothing and ignored rows are settled he
 and of V.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +33,11 @@ class Q(NamedTuple):
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to sum in: float32 for float16 and bfloat16, else the dtype itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def result_dtype(input: Tensor) -> torch.dtype:
+    """The dtype of the loss: the input's or, as for torch's own loss under autocast, float32."""
+    return torch.float32 if torch.is_autocast_enabled(input.device.type) else input.dtype
 
 
 def distribution(
@@ -76,3 +83,19 @@ def reduce(
         return losses.sum() / (~ignored).sum()
     counted = weight[target.masked_fill(ignored, 0)].to(losses.dtype).masked_fill(ignored, 0)
     return losses.sum() / counted.sum()
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A hand-made ``backward`` that raises when asked for a graph (``create_graph=True``).
+
+    torch's own ``once_differentiable`` raises only if the upstream gradient needs one: a penalty on
+    the gradient it takes, silently, for a constant.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("this loss has no second derivatives; logits.builtin has")
+        return backward(ctx, *grads)
+
+    return checked

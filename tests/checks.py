@@ -177,6 +177,8 @@ def check_dtypes(loss: impls.Loss) -> None:
         judge(loss, Case(dtype=dtype, n=6, v=37))
         judge(loss, Case(dtype=dtype, n=6, v=37, reduction="none", weighted=True, ignored=(2,)))
         judge(loss, Case(dtype=dtype, n=6, v=37, label_smoothing=0.2, scale=4.0))
+        judge(loss, Case(dtype=dtype, n=300, v=37, scale=4.0))
+        judge(loss, Case(dtype=dtype, n=4, v=5003))
 
 
 def check_sizes(loss: impls.Loss) -> None:
@@ -287,6 +289,9 @@ def check_extreme_logits(loss: impls.Loss) -> None:
             judge(loss, case, high, "logits of ±1e4")
             shifted = {**tensors, "input": tensors["input"] + 100}
             judge(loss, case, shifted, "logits 100 higher")
+            apart = torch.tensor([[0], [1], [-4], [4]], dtype=high["input"].dtype) * 1000
+            each = {**tensors, "input": tensors["input"] + apart}
+            judge(loss, case, each, "each row thousands from the others")
         for columns in (slice(0, 3), slice(20, 33), slice(0, 31)):
             case = Case(n=4, v=33, reduction="none")
             tensors = case.tensors(loss)
@@ -498,22 +503,70 @@ def check_not_a_leaf(loss: impls.Loss) -> None:
 
 
 def check_double_backward(loss: impls.Loss) -> None:
-    """Gradients of gradients are right, or raise: never silently zero or wrong."""
+    """A penalty on its gradient is differentiated right, or raises: never silently left out."""
     case = Case(n=3, v=5, d=4, dtype="float64")
-    if "float64" not in loss.support.dtypes:
+    if case.dtype not in loss.support.dtypes:
         return
-    tensors = case.tensors(loss)
-    value, leaves = forward(loss, case, tensors)
+
+    def penalised(fn: Callable[..., Tensor]) -> Tensor:
+        leaf = case.tensors(loss)["input"].requires_grad_()
+        value = fn(**{**case.tensors(loss), "input": leaf}, **case.options(loss))
+        (grad,) = torch.autograd.grad(value, [leaf], create_graph=True)
+        return torch.autograd.grad(value + grad.square().sum(), [leaf])[0]
+
     try:
-        (grad,) = torch.autograd.grad(value, [leaves["input"]], create_graph=True)
-        (second,) = torch.autograd.grad(grad.square().sum(), [leaves["input"]])
+        found = penalised(loss.fn)
     except RuntimeError:
         return
-    leaf = tensors["input"].clone().requires_grad_()
-    right_value = oracle.ORACLES[loss.level](**{**tensors, "input": leaf}, **case.options(loss))
-    (right_grad,) = torch.autograd.grad(right_value, [leaf], create_graph=True)
-    (right,) = torch.autograd.grad(right_grad.square().sum(), [leaf])
-    expect(oracle.error(second, right) < 1e-9, f"the second derivative is wrong ({case})")
+    right = penalised(oracle.ORACLES[loss.level])
+    expect(oracle.error(found, right) < 1e-9, f"the gradient with a penalty is wrong ({case})")
+
+
+def check_autocast(loss: impls.Loss) -> None:
+    """Under autocast it is as precise as PyTorch's own loss, takes its dtypes and gives them."""
+    case = Case(n=6, v=37, label_smoothing=0.1, ignored=(2,))
+    options, upstream = case.options(loss), case.upstream()
+
+    def evaluate(fn: Callable[..., Tensor], tensors: Tensors) -> Tensors:
+        def cast(**arguments: Any) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return fn(**arguments)
+
+        return oracle.evaluate(cast, tensors, upstream, **options)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = case.tensors(loss)
+        tensors["input"] = tensors["input"].to(dtype)  # its weights stay float32, as in training
+        where = f"{case}; autocast, input {dtype}"
+        native = evaluate(impls.load(f"{loss.level}.builtin").fn, tensors)
+        actual = call(lambda: evaluate(loss.fn, tensors), where)  # noqa: B023  called at once
+        expected = oracle.expected(loss.level, tensors, upstream, **options)
+        rounding = "float32" if loss.level == "logits" and dtype == torch.float32 else "bfloat16"
+        for name, right in expected.items():
+            expect(
+                actual[name].dtype == native[name].dtype,
+                f"{name} is {actual[name].dtype}, PyTorch's {native[name].dtype} ({where})",
+            )
+            found, theirs = oracle.error(actual[name], right), oracle.error(native[name], right)
+            expect(
+                found <= oracle.budget(theirs, rounding),
+                f"{name} is off by {found:.2g}, PyTorch's own by {theirs:.2g} ({where})",
+            )
+
+
+def check_in_a_compiled_step(loss: impls.Loss) -> None:
+    """A caller's ``torch.compile`` around it changes nothing."""
+    case = Case(label_smoothing=0.1, ignored=(1,))
+    compiled = torch.compile(lambda **arguments: 2 * loss.fn(**arguments), backend="aot_eager")
+    tensors, options, upstream = case.tensors(loss), case.options(loss), case.upstream()
+    actual = call(
+        lambda: oracle.evaluate(compiled, tensors, upstream, **options), f"{case}; compiled"
+    )
+    for name, right in oracle.expected(loss.level, tensors, upstream, **options).items():
+        expect(
+            oracle.error(actual[name], 2 * right) < 1e-5,
+            f"{name} is wrong inside a function that is compiled ({case})",
+        )
 
 
 def check_positional(loss: impls.Loss) -> None:

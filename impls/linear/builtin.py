@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from impls.loss import check_call
+from impls.loss import autocast, check_call
 
 
 def linear_cross_entropy(
@@ -16,6 +16,7 @@ def linear_cross_entropy(
     reduction="mean",
     label_smoothing=0.0,
 ):
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
     return F.cross_entropy(
         F.linear(input, linear_weight, linear_bias),

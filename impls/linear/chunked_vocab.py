@@ -8,10 +8,9 @@ x = h Wᵀ + b and g = dloss/dx, backward adds up dh = Σ_slices g W and writes 
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
-from impls.loss import check_call
-from impls.reduction import Q, accumulation_dtype, distribution, reduce
+from impls.loss import autocast, check_call
+from impls.reduction import Q, accumulation_dtype, distribution, first_order, reduce, result_dtype
 
 CHUNK = 4096  # classes a slice
 
@@ -43,7 +42,7 @@ class RowLosses(torch.autograd.Function):
             x -= m
             if everywhere is not None:
                 t -= rise * everywhere[: chunk.start].sum()
-                t += x @ everywhere[chunk, None]
+                t += (x * everywhere[chunk]).sum(1, keepdim=True)
             s = s * (-rise).exp_() + x.exp_().sum(1, keepdim=True)
         log_s = s.log()
         losses = -at_y * (x_y - m - log_s).squeeze(1)
@@ -53,7 +52,7 @@ class RowLosses(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_losses):
         input, linear_weight, linear_bias, m, log_s, *q = ctx.saved_tensors
         y, at_y, everywhere = q = Q(*q)
@@ -89,8 +88,10 @@ def linear_cross_entropy(
     reduction="mean",
     label_smoothing=0.0,
 ):
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
     vocab = len(linear_weight)
     q = distribution(target, weight, vocab, input.dtype, ignore_index, label_smoothing)
     losses = RowLosses.apply(input, linear_weight, linear_bias, *q)
-    return reduce(losses, target, weight, ignore_index, reduction).to(input.dtype)
+    losses = reduce(losses, target, weight, ignore_index, reduction)
+    return losses.to(result_dtype(input))

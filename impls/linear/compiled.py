@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from impls.loss import check_call
-from impls.reduction import accumulation_dtype, distribution, reduce
+from impls.loss import autocast, check_call
+from impls.reduction import accumulation_dtype, distribution, reduce, result_dtype
 
 
 def row_losses(input, linear_weight, linear_bias, y, at_y, everywhere):
@@ -13,7 +13,7 @@ def row_losses(input, linear_weight, linear_bias, y, at_y, everywhere):
     log_p = x.log_softmax(1)
     losses = -at_y * log_p.gather(1, y[:, None]).squeeze(1)
     if everywhere is not None:
-        losses = losses - log_p @ everywhere
+        losses = losses - (log_p * everywhere).sum(1)
     return losses
 
 
@@ -34,8 +34,10 @@ def linear_cross_entropy(
     reduction="mean",
     label_smoothing=0.0,
 ):
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
     vocab = len(linear_weight)
     q = distribution(target, weight, vocab, input.dtype, ignore_index, label_smoothing)
     losses = row_losses(input, linear_weight, linear_bias, *q)
-    return reduce(losses, target, weight, ignore_index, reduction).to(input.dtype)
+    losses = reduce(losses, target, weight, ignore_index, reduction)
+    return losses.to(result_dtype(input))

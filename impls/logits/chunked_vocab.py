@@ -7,10 +7,9 @@ normalizer calculation for softmax.)
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from impls.loss import check_call
-from impls.reduction import Q, accumulation_dtype, distribution, reduce
+from impls.reduction import Q, accumulation_dtype, distribution, first_order, reduce, result_dtype
 
 CHUNK = 4096  # classes a slice
 
@@ -32,7 +31,7 @@ class RowLosses(torch.autograd.Function):
             x = x - m
             if everywhere is not None:
                 t -= rise * everywhere[:start].sum()
-                t += x @ everywhere[start : start + CHUNK, None]
+                t += (x * everywhere[start : start + CHUNK]).sum(1, keepdim=True)
             s = s * (-rise).exp_() + x.exp_().sum(1, keepdim=True)
         log_s = s.log()
         losses = -at_y * (input.gather(1, y[:, None]) - m - log_s).squeeze(1)
@@ -42,7 +41,7 @@ class RowLosses(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_losses):
         input, m, log_s, *q = ctx.saved_tensors
         y, at_y, everywhere = q = Q(*q)
@@ -68,4 +67,5 @@ def cross_entropy(
     check_call(input, target, weight, reduction, label_smoothing)
     q = distribution(target, weight, input.shape[1], input.dtype, ignore_index, label_smoothing)
     losses = RowLosses.apply(input, *q)
-    return reduce(losses, target, weight, ignore_index, reduction).to(input.dtype)
+    losses = reduce(losses, target, weight, ignore_index, reduction)
+    return losses.to(result_dtype(input))

@@ -4,7 +4,7 @@ import torch
 
 from impls.logits.eager import RowLosses
 from impls.loss import check_call
-from impls.reduction import distribution, reduce
+from impls.reduction import distribution, reduce, result_dtype
 
 # With fullgraph, what cannot be compiled raises, rather than run uncompiled under this name.
 row_losses = torch.compile(  # type: ignore[call-overload]  # torch's stub lacks recompile_limit
@@ -18,4 +18,5 @@ def cross_entropy(
     check_call(input, target, weight, reduction, label_smoothing)
     q = distribution(target, weight, input.shape[1], input.dtype, ignore_index, label_smoothing)
     losses = row_losses(input, *q)
-    return reduce(losses, target, weight, ignore_index, reduction).to(input.dtype)
+    losses = reduce(losses, target, weight, ignore_index, reduction)
+    return losses.to(result_dtype(input))

@@ -13,10 +13,9 @@ The mean over n rows divides both by n: (softmax - one_hot) / n.
 """
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from impls.loss import check_call
-from impls.reduction import Q, accumulation_dtype, distribution, reduce
+from impls.reduction import Q, accumulation_dtype, distribution, first_order, reduce, result_dtype
 
 
 class RowLosses(torch.autograd.Function):
@@ -30,12 +29,12 @@ class RowLosses(torch.autograd.Function):
         log_p_y = x.gather(1, y[:, None]) - top - log_sum  # (N, 1)
         losses = -at_y * log_p_y.squeeze(1)
         if everywhere is not None:
-            losses -= (x - top).sub_(log_sum) @ everywhere
+            losses -= (x - top).sub_(log_sum).mul_(everywhere).sum(1)
         ctx.save_for_backward(input, top, log_sum, y, at_y, everywhere)
         return losses
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, grad_losses):
         input, top, log_sum, *q = ctx.saved_tensors
         y, at_y, everywhere = q = Q(*q)
@@ -53,4 +52,5 @@ def cross_entropy(
     check_call(input, target, weight, reduction, label_smoothing)
     q = distribution(target, weight, input.shape[1], input.dtype, ignore_index, label_smoothing)
     losses = RowLosses.apply(input, *q)
-    return reduce(losses, target, weight, ignore_index, reduction).to(input.dtype)
+    losses = reduce(losses, target, weight, ignore_index, reduction)
+    return losses.to(result_dtype(input))

@@ -1,0 +1,101 @@
+"""The gate is tested: it rejects every wrong loss, by the property it lacks, and no right one."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import impls
+from impls.reduction import first_order
+from tests.checks import CHECKS, Wrong
+from tests.wrong import linear, logits
+
+WRONG = [
+    (level, bug, check)
+    for level, module in (("logits", logits), ("linear", linear))
+    for bug, (check, _) in module.BUGS.items()
+]
+MAKE = {"logits": logits.cross_entropy, "linear": linear.linear_cross_entropy}
+
+
+def wrong(level: str, bug: str | None) -> impls.Loss:
+    return impls.Loss(f"{level}.{bug}", level, MAKE[level](bug), impls.Support(), "")
+
+
+@pytest.mark.parametrize(("level", "bug", "check"), WRONG)
+def test_wrong_loss_is_rejected(level: str, bug: str, check: str) -> None:
+    with pytest.raises(Wrong):
+        CHECKS[check](wrong(level, bug))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("level", ["logits", "linear"])
+def test_without_its_bug_it_passes(level: str, check: str) -> None:
+    """So that it is the bug that is rejected, and nothing else of the file."""
+    CHECKS[check](wrong(level, None))
+
+
+def log_softmax_and_nll(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
+    if not len(target):
+        return F.cross_entropy(input, target, weight, reduction=reduction)
+    return F.nll_loss(input.log_softmax(1), target, weight, None, ignore_index, None, reduction)
+
+
+def gradient_made_in_forward(input, target, *, reduction="mean"):
+    """As fused losses do: the gradient for an upstream of one, which backward scales."""
+    return MadeInForward.apply(input, target, reduction)
+
+
+class MadeInForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target, reduction):
+        with torch.enable_grad():
+            leaf = input.detach().requires_grad_()
+            losses = F.cross_entropy(leaf, target, reduction="none")
+            (grad,) = torch.autograd.grad(losses.sum(), [leaf])
+        ctx.n = len(target) if reduction == "mean" else 1
+        ctx.save_for_backward(grad)
+        if reduction == "none":
+            return losses.detach()
+        return losses.detach().mean() if reduction == "mean" else losses.detach().sum()
+
+    @staticmethod
+    @first_order
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        return grad * upstream.view(-1, 1) / ctx.n, None, None
+
+
+def checkpointed(input, linear_weight, target, *, linear_bias=None, reduction="mean"):
+    """The logits are not kept: backward makes them again."""
+    return torch.utils.checkpoint.checkpoint(
+        lambda *a: F.cross_entropy(F.linear(*a), target, reduction=reduction),
+        *(input, linear_weight, linear_bias),
+        use_reentrant=False,
+    )
+
+
+RIGHT = {
+    "log_softmax_and_nll": ("logits", log_softmax_and_nll),
+    "gradient_made_in_forward": ("logits", gradient_made_in_forward),
+    "checkpointed": ("linear", checkpointed),
+    "torch's own": ("linear", F.linear_cross_entropy),
+}
+
+
+@pytest.mark.parametrize("check", [check for check in CHECKS if check != "mismatches"])
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_losses_written_otherwise_pass(name: str, check: str) -> None:
+    level, fn = RIGHT[name]
+    CHECKS[check](impls.Loss(name, level, fn, impls.Support(), ""))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_example_in_contributing_passes(check: str, tmp_path) -> None:
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    file = tmp_path / "autograd.py"
+    file.write_text(example)
+    CHECKS[check](impls.load(str(file)))
