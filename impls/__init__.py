@@ -11,6 +11,8 @@ one to call:
 import difflib
 import importlib
 import importlib.util
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -66,10 +68,13 @@ def load(name: str) -> Loss:
 
 
 def _execute(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    # A name of its own, which torch.compile can look up: a stranger's file may be called torch.py.
+    name = "impl_" + re.sub(r"\W", "_", str(file.resolve()))
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
