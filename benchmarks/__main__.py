@@ -7,27 +7,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import impls
-from benchmarks import side_by_side
+from benchmarks import semantics, side_by_side
 from benchmarks.common import Unmeasurable, check_device, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
 from benchmarks.workloads import WORKLOADS, UnknownWorkload, workload
 
+USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError)
+
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["semantics"]:
+        return semantics_matrix(argv[1:])
     arguments = parse(argv)
     if arguments.allocator != allocator():
         restart(arguments.allocator, argv)
     try:
         check_device(arguments.device)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.open("a").close()
         chosen = workload(arguments.workload, arguments.text)
-        losses = [load(name, arguments.dtype, arguments.device) for name in arguments.impl]
-    except (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError) as error:
+        losses = chosen_losses(arguments.impl, arguments.dtype, arguments.device)
+        open_for_append(arguments.out)
+    except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 2
-    if not losses:
-        losses = list(available(arguments.dtype, arguments.device))
     # Imported here, not above: asv imports this module too, where there is no reports.
     import pandas as pd
 
@@ -60,12 +61,42 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def semantics_matrix(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m benchmarks semantics",
+        description="What each implementation does in each odd case, found by running it.",
     )
+    add_impl(parser)
+    parser.add_argument("--out", type=Path, default=Path("reports/out/semantics.csv"))
+    arguments = parser.parse_args(argv)
+    try:
+        losses = chosen_losses(arguments.impl, "float32", "cpu")
+        open_for_append(arguments.out)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return 2
+    import pandas as pd
+
+    from reports.tables import semantics_table
+
+    matrix = pd.DataFrame(semantics.matrix(losses))
+    matrix.to_csv(arguments.out, index=False)
+    print(f"{semantics_table(matrix)}\n\nwritten to {arguments.out}")
+    return 0
+
+
+def open_for_append(path: Path) -> None:
+    """Raise ``OSError`` now, not after minutes of measuring, if ``path`` cannot be written to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a").close()
+
+
+def chosen_losses(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
+    """Those named, or else all that run here."""
+    return [load(name, dtype, device) for name in named] or list(available(dtype, device))
+
+
+def add_impl(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--impl",
         action="append",
@@ -73,6 +104,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="a name that `python -m impls` lists, or a path to a file (repeatable; all, if none)",
     )
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"{__doc__} `semantics` as the first word: what each does in odd cases.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_impl(parser)
     parser.add_argument(
         "--workload",
         default="gpt2_text",

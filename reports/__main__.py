@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from reports import tables
 from reports.results import COLUMNS, read
 
@@ -36,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     rows[COLUMNS].to_csv(out / "tidy.csv", index=False)
     tables.wide(rows).to_csv(out / "wide.csv", index=False)
     summary = tables.render(tables.newest(rows))
+    semantics = out / "semantics.csv"
+    if semantics.exists():
+        matrix = pd.read_csv(semantics, keep_default_na=False)
+        summary += f"\n\n### What each does in odd cases\n\n{tables.semantics_table(matrix)}"
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
     print(summary)
     print(f"\ntidy.csv, wide.csv and summary.md are in {out}")

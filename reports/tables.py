@@ -84,6 +84,11 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
+def semantics_table(matrix: pd.DataFrame) -> str:
+    """What each implementation does in odd cases, as Markdown: a row for each case."""
+    return str(matrix.set_index("impl").T.rename_axis("case").to_markdown())
+
+
 def _number(value: float) -> str:
     if not np.isfinite(value):
         return f"{'-':>6}"

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from asv_runner.benchmarks.mark import SkipNotImplemented
 
 from benchmarks import oracle
-from benchmarks.common import PROFILES
+from benchmarks.common import PROFILES, asv_step, right
 from reports.results import COLUMNS
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +44,7 @@ def measured(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pd.Dat
     run = python(
         *("benchmarks", "--workload", "notebook", "--out", str(out)),
         *("--impl", "logits.eager", "--impl", "linear.chunked_vocab"),
-        *("--impl", str(ROOT / "tests" / "wrong" / "zeros.py")),
+        *("--impl", str(ROOT / "tests" / "files" / "zeros.py")),
     )
     return run, pd.read_csv(out)
 
@@ -72,6 +73,25 @@ def test_a_wrong_loss_has_no_times(measured) -> None:
     assert set(wrong["metric"]) == {"peak_memory", "saved_memory", "error"}
     assert wrong.loc[wrong["metric"] == "error", "value"].item() > oracle.BAND["float32"]
     assert "gradients are wrong" in run.stderr + run.stdout
+
+
+def test_semantics_are_found_by_running(tmp_path) -> None:
+    out = tmp_path / "semantics.csv"
+    names = ["logits.builtin", "logits.eager", str(ROOT / "tests" / "files" / "careless.py")]
+    run = python(
+        *("benchmarks", "semantics", "--out", str(out)),
+        *(word for name in names for word in ("--impl", name)),
+    )
+    assert run.returncode == 0, run.stderr
+    matrix = pd.read_csv(out, keep_default_na=False).set_index("impl")
+    assert matrix.loc["logits.builtin", "a penalty on its gradient"] == "differentiated"
+    assert matrix.loc["logits.eager", "a penalty on its gradient"] == "raises RuntimeError"
+    assert matrix.loc["logits.eager", "mean over rows that are all ignored"] == "nan"
+    overwrites = matrix.iloc[2]
+    assert overwrites["the input after forward and backward"] == "overwritten"
+    assert overwrites["label_smoothing=0.1"] == "ε/(V-1) to the others"
+    assert overwrites["a target of V, on the CPU"].startswith("returns")
+    assert "ε/V to every class" in run.stdout
 
 
 def test_rows_are_added_to_a_file_that_exists(measured, tmp_path) -> None:
@@ -137,6 +157,35 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path) -> None:
     assert "Traceback" not in errors
     rows = pd.read_csv(out)
     assert {"error", "peak_memory", "forward_backward"} <= set(rows["metric"])
+
+
+@pytest.mark.parametrize(("flag", "outcome"), [([], "1 skipped"), (["--require-all"], "1 error")])
+def test_gate_skips_or_fails_what_is_not_available(flag, outcome, tmp_path) -> None:
+    file = tmp_path / "rival.py"
+    file.write_text("import a_package_nobody_has")
+    run = python("pytest", "tests", "-k", "positional", "--impl", str(file), *flag)
+    assert outcome in run.stdout
+    assert "needs the package a_package_nobody_has" in run.stdout or not flag
+
+
+def test_gate_refuses_a_mistyped_name() -> None:
+    run = python("pytest", "tests", "--impl", "logits.egar")
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "did you mean logits.eager" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_asv_skips_an_implementation_that_the_commit_lacks() -> None:
+    with pytest.raises(SkipNotImplemented, match="no implementation 'logits.of_tomorrow'"):
+        asv_step("logits", "logits.of_tomorrow", "notebook", "float32", "cpu")
+
+
+def test_asv_times_no_wrong_loss() -> None:
+    step = asv_step(
+        "logits", str(ROOT / "tests" / "files" / "zeros.py"), "notebook", "float32", "cpu"
+    )
+    with pytest.raises(ArithmeticError, match="gradients are wrong"):
+        right(step, "float32")
 
 
 def test_asvs_environment_is_the_pinned_one() -> None:
