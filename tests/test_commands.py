@@ -176,7 +176,7 @@ def test_gate_refuses_a_mistyped_name() -> None:
 
 
 def test_asv_skips_an_implementation_that_the_commit_lacks() -> None:
-    with pytest.raises(SkipNotImplemented, match="no implementation 'logits.of_tomorrow'"):
+    with pytest.raises(SkipNotImplemented, match=r"no implementation 'logits\.of_tomorrow'"):
         asv_step("logits", "logits.of_tomorrow", "notebook", "float32", "cpu")
 
 
