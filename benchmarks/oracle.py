@@ -72,22 +72,26 @@ def expected(
     return evaluate(ORACLES[level], exact, grad, **options)
 
 
-def error(actual: Tensor, expected: Tensor) -> float:
+def error(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
     """‖actual - expected‖ / ‖expected‖ in float64, over the finite elements of ``expected``.
 
-    Infinite if ``actual`` differs from the others, or in shape, or is not finite.
+    With ``scale``, of the same shape, ‖expected‖ counts as no less than an eighth of its norm: of a
+    sum whose terms cancel, rounding leaves an error in proportion to the terms. Infinite if
+    ``actual`` differs where ``expected`` is not finite, or in shape.
     """
-    return float(_relative(actual, expected, dim=None))
+    return float(_relative(actual, expected, scale, dim=None))
 
 
-def worst_row(actual: Tensor, expected: Tensor) -> float:
+def worst_row(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
     """The largest ``error`` of a row: a norm over all of them does not see one that is wrong."""
     if actual.shape != expected.shape or actual.dim() < 2 or not len(actual):
-        return error(actual, expected)
-    return float(_relative(actual, expected, dim=tuple(range(1, actual.dim()))).max())
+        return error(actual, expected, scale)
+    return float(_relative(actual, expected, scale, tuple(range(1, actual.dim()))).max())
 
 
-def _relative(actual: Tensor, expected: Tensor, dim: tuple[int, ...] | None) -> Tensor:
+def _relative(
+    actual: Tensor, expected: Tensor, scale: Tensor | None, dim: tuple[int, ...] | None
+) -> Tensor:
     infinite = expected.new_full((), float("inf"), dtype=torch.float64)
     if actual.shape != expected.shape:
         return infinite
@@ -98,10 +102,12 @@ def _relative(actual: Tensor, expected: Tensor, dim: tuple[int, ...] | None) -> 
         return infinite
     distance = torch.linalg.vector_norm((actual - expected).masked_fill(odd, 0), dim=dim)
     norm = torch.linalg.vector_norm(expected.masked_fill(odd, 0), dim=dim)
+    if scale is not None:
+        norm = torch.maximum(norm, torch.linalg.vector_norm(scale.double(), dim=dim) / 8)
     # Nothing expected, and nothing there, is no error.
     return torch.where(distance == 0, 0, distance / norm).nan_to_num(nan=float("inf"))
 
 
-def budget(native: float, dtype: str) -> float:
+def budget(native: float, dtype: str, bands: int = 1) -> float:
     """The error that is allowed at ``dtype``, where the native loss's own is ``native``."""
-    return (2 * native if math.isfinite(native) else 0.0) + BAND[dtype]
+    return (2 * native if math.isfinite(native) else 0.0) + bands * BAND[dtype]
