@@ -215,7 +215,7 @@ def check_dtypes(loss: impls.Loss) -> None:
         judge(loss, Case(dtype=dtype, n=6, v=37))
         judge(loss, Case(dtype=dtype, n=6, v=37, reduction="none", weighted=True, ignored=(2,)))
         judge(loss, Case(dtype=dtype, n=6, v=37, label_smoothing=0.2, scale=4.0))
-        judge(loss, Case(dtype=dtype, n=300, v=37, scale=4.0, reduction="sum"))
+        judge(loss, Case(dtype=dtype, n=2000, v=37, reduction="sum"))
         judge(loss, Case(dtype=dtype, n=4, v=5003))
 
 
