@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     rows: list[side_by_side.Row] = []
     try:
         for level in ("logits", "linear"):
-            group = with_builtin(losses, level)
+            group = of_level(losses, level)
             if not group:
                 continue
             try:
@@ -169,9 +169,15 @@ def available(dtype: str, device: str) -> Iterator[impls.Loss]:
             print(f"skipped: {reason}", file=sys.stderr)
 
 
-def with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
-    """Those of ``level``, and with them the builtin that all are a multiple of."""
+def of_level(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
+    """Those to measure at ``level``, and with them the builtin that all are a multiple of.
+
+    Beside losses of hidden states, those of logits take part with ``F.linear`` in front.
+    """
     group = [loss for loss in losses if loss.level == level]
+    if group and level == "linear":
+        logits = [loss for loss in losses if loss.level == "logits"]
+        group += [loss.as_linear() for loss in logits if loss.name != "logits.builtin"]
     if group and f"{level}.builtin" not in [loss.name for loss in group]:
         group.insert(0, impls.load(f"{level}.builtin"))
     return group

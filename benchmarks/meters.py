@@ -13,23 +13,6 @@ from torch.profiler import ProfilerActivity, profile
 # Read when the profiler is first used: without it, two lines on stderr at each use.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-# glibc returns large blocks to the system, and page-faulting them anew costs more than a loss does.
-# With these it keeps them, as a training run's allocator would. Read by glibc when a process
-# starts.
-PINNED_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "67108864",
-}
-
-
-def allocator(environment: dict[str, str] | os._Environ[str] = os.environ) -> str:
-    """What serves CPU memory to a process of ``environment``: "pinned", "default" or "custom"."""
-    found = {name: environment[name] for name in PINNED_ALLOCATOR if name in environment}
-    if "LD_PRELOAD" in environment or "GLIBC_TUNABLES" in environment:
-        return "custom"
-    return {0: "default"}.get(len(found), "pinned" if found == PINNED_ALLOCATOR else "custom")
-
 
 def synchronize(device: str) -> None:
     if device == "cuda":

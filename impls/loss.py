@@ -5,10 +5,11 @@ N tokens, D hidden, V vocabulary.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FUNCTIONS = {"logits": "cross_entropy", "linear": "linear_cross_entropy"}
@@ -72,6 +73,32 @@ class Loss:
             for parameter in inspect.signature(self.fn).parameters.values()
             if parameter.default is not parameter.empty
         )
+
+    def as_linear(self) -> "Loss":
+        """A loss of logits with ``F.linear`` in front, which is what a linear one computes."""
+
+        def linear_cross_entropy(
+            input: Tensor,
+            linear_weight: Tensor,
+            target: Tensor,
+            *,
+            linear_bias: Tensor | None = None,
+            **options: Any,
+        ) -> Tensor:
+            input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+            checked = (options.get("weight"), options.get("reduction", "mean"))
+            smoothing = options.get("label_smoothing", 0.0)
+            check_call(input, target, *checked, smoothing, linear_weight, linear_bias)
+            return self.fn(F.linear(input, linear_weight, linear_bias), target, **options)
+
+        keywords = [*inspect.signature(linear_cross_entropy).parameters.values()][:-1]
+        theirs = inspect.signature(self.fn).parameters
+        keywords += [
+            theirs[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in self.options
+        ]
+        linear_cross_entropy.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        name, summary = f"linear.{self.name}", f"F.linear, then {self.name}."
+        return replace(self, name=name, level="linear", fn=linear_cross_entropy, summary=summary)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -93,6 +93,13 @@ def test_right_losses_written_otherwise_pass(name: str, check: str) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS)
+def test_a_loss_of_logits_is_one_of_hidden_states(check: str) -> None:
+    eager = impls.load("logits.eager").as_linear()
+    assert eager.options == ("linear_bias", *impls.load("logits.eager").options)
+    CHECKS[check](eager)
+
+
+@pytest.mark.parametrize("check", CHECKS)
 def test_the_example_in_contributing_passes(check: str, tmp_path) -> None:
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
     [example] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

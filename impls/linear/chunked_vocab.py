@@ -32,8 +32,7 @@ class RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, y, at_y, everywhere):
         dtype = accumulation_dtype(input.dtype)
-        # The least finite number, not -inf: -inf - -inf is nan, if a row begins with a slice of
-        # -inf.
+        # Not -inf, of which a row's first slice may consist: -inf - -inf is nan.
         m = input.new_full((len(input), 1), torch.finfo(dtype).min, dtype=dtype)  # (N, 1)
         s, t, x_y = torch.zeros_like(m), torch.zeros_like(m), torch.zeros_like(m)
         for chunk, x, column, here in slices(input, linear_weight, linear_bias, y):

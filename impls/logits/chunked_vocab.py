@@ -20,8 +20,7 @@ class RowLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, y, at_y, everywhere):
         dtype = accumulation_dtype(input.dtype)
-        # The least finite number, not -inf: -inf - -inf is nan, if a row begins with a slice of
-        # -inf.
+        # Not -inf, of which a row's first slice may consist: -inf - -inf is nan.
         m = input.new_full((len(input), 1), torch.finfo(dtype).min, dtype=dtype)  # (N, 1)
         s = torch.zeros_like(m)
         t = torch.zeros_like(m)
