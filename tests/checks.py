@@ -725,4 +725,5 @@ def raises(
     except Exception as error:
         raise Wrong(f"it raises {type(error).__name__}, not {kind.__name__}: {error}") from error
     else:
-        raise Wrong(f"it returns {value.tolist()}, where {kind.__name__} is due ({words})")
+        named = " and ".join(words)
+        raise Wrong(f"it returns {value.tolist()}, where {kind.__name__} is due, naming {named}")
