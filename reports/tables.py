@@ -66,8 +66,9 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     """One cell's implementations, fastest first: values, multiples of builtin and of the limit."""
     values = cell.groupby(["impl", "metric"])["value"].last().unstack("metric")
     values = values.reindex(columns=METRICS).dropna(axis="columns", how="all")
-    if "forward_backward" in values:
-        values = values.sort_values("forward_backward")
+    times = [metric for metric in ("forward_backward", "forward", "backward") if metric in values]
+    if times:
+        values = values.sort_values(times[0])
     level = level_of(values.index[0])
     baselines = values.reindex([f"{level}.builtin", f"{level}.limit"])
     shown = pd.DataFrame(index=values.index)

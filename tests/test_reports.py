@@ -151,6 +151,13 @@ def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
     assert wide.loc["logits.eager", ["forward", "peak_memory"]].tolist() == [12.5, 2**21]
 
 
+@pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
+def test_the_fastest_comes_first(metric: str) -> None:
+    times = {"logits.builtin": 2.0, "logits.chunked_vocab": 3.0, "logits.eager": 1.0}
+    rows = pd.DataFrame([tidy(impl=name, metric=metric, value=ms) for name, ms in times.items()])
+    assert list(tables.comparison(rows).index) == sorted(times, key=times.__getitem__)
+
+
 def test_command_with_nothing_to_read(tmp_path, capsys) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "make bench" in capsys.readouterr().err
