@@ -48,19 +48,25 @@ class Step:
         """The oracle's value and gradients for these tensors."""
         return oracle.expected(self.loss.level, self.tensors, self.grad)
 
-    def error(self, expected: Mapping[str, Tensor]) -> float:
-        """The largest relative error of a gradient."""
-        actual = oracle.evaluate(self.loss.fn, self.tensors, self.grad)
-        return max(
-            oracle.error(actual[name], expected[name])
-            for name in oracle.DIFFERENTIABLE
-            if name in actual
-        )
+    def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
+        """The largest relative error of a gradient; of logits, also that apart from the targets.
 
-    def budget(self, expected: Mapping[str, Tensor], dtype: str) -> float:
-        """The error that is allowed: what the builtin loss makes of the same tensors decides."""
+        A target's entry is near -1 where the others are 1/V: alone it hides them from a norm.
+        """
+        actual = oracle.evaluate(self.loss.fn, self.tensors, self.grad)
+        names = [name for name in oracle.DIFFERENTIABLE if name in actual]
+        errors = [max(oracle.error(actual[name], expected[name]) for name in names)]
+        if self.loss.level == "logits":
+            y = self.tensors["target"][:, None]
+            errors.append(
+                oracle.error(actual["input"].scatter(1, y, 0), expected["input"].scatter(1, y, 0))
+            )
+        return errors
+
+    def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
+        """What is allowed of each of ``errors``: the builtin loss's own on these tensors decides."""
         native = Step(impls.load(f"{self.loss.level}.builtin"), self.tensors)
-        return oracle.budget(native.error(expected), dtype)
+        return [oracle.budget(error, dtype) for error in native.errors(expected)]
 
 
 def check_device(device: str) -> None:
@@ -116,9 +122,13 @@ def right(step: Step | Limit, dtype: str) -> Step | Limit:
     """
     if isinstance(step, Step):
         expected = step.expected()
-        error, allowed = step.error(expected), step.budget(expected, dtype)
-        if not error <= allowed:
-            raise ArithmeticError(f"{step.name}: gradients are wrong, {error:.2g} > {allowed:.2g}")
+        for error, allowed in zip(
+            step.errors(expected), step.budgets(expected, dtype), strict=True
+        ):
+            if not error <= allowed:
+                raise ArithmeticError(
+                    f"{step.name}: gradients are wrong, {error:.2g} > {allowed:.2g}"
+                )
     step.forward_backward()
     return step
 
@@ -155,7 +165,10 @@ class Suite(ABC):
         # whatever the commit under test holds: it skips an implementation that it lacks.
         here = impls.names(Path(__file__).parents[1] / "impls")
         names = [name for name in here if name.startswith(f"{cls.level}.")]
-        workloads, dtypes = PROFILES[os.environ.get("BENCHMARK_PROFILE", "quick")]
+        profile = os.environ.get("BENCHMARK_PROFILE", "quick")
+        if profile not in PROFILES:
+            sys.exit(f"BENCHMARK_PROFILE is {profile!r}: it must be one of {', '.join(PROFILES)}")
+        workloads, dtypes = PROFILES[profile]
         cls.params = [[*names, LIMITS[cls.level].name], workloads, dtypes]
 
     def step(self, impl: str, workload: str, dtype: str) -> Step | Limit:
@@ -185,7 +198,7 @@ class Suite(ABC):
         step = self.step(impl, workload, dtype)
         if isinstance(step, Limit):
             raise SkipNotImplemented("a limit computes no loss")
-        return step.error(step.expected())
+        return step.errors(step.expected())[0]
 
     track_peak_memory.unit = track_saved_memory.unit = "bytes"
     track_error.unit = "relative"

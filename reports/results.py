@@ -76,13 +76,15 @@ def _read_file(file: Path) -> tuple[pd.DataFrame, list[str]]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise NotResults(f"damaged JSON ({error})") from error
-    if isinstance(content, dict) and "env_name" in content:
-        return _read_asv(file)
-    if isinstance(content, dict) and "benchmarks" in content:
-        try:
+    try:
+        if isinstance(content, dict) and "env_name" in content:
+            return _read_asv(file)
+        if isinstance(content, dict) and "benchmarks" in content:
             return _read_pytest_benchmark(content), []
-        except (KeyError, TypeError) as error:
-            raise NotResults(f"not ours, or damaged: it lacks {error}") from error
+    except NotResults:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotResults(f"not of this project, or damaged ({error!r})") from error
     raise NotResults("neither asv's nor pytest-benchmark's JSON")
 
 

@@ -13,9 +13,12 @@ import pandas as pd
 import pytest
 from asv_runner.benchmarks.mark import SkipNotImplemented
 
+import impls
 from benchmarks import oracle
-from benchmarks.common import PROFILES, asv_step, right
+from benchmarks.common import PROFILES, Step, asv_step, right
+from benchmarks.workloads import workload
 from reports.results import COLUMNS
+from tests.wrong import logits
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,8 +58,8 @@ def test_side_by_side_measures_every_metric(measured) -> None:
     of = rows.groupby("impl")["metric"].agg(set)
     times = {"forward", "backward", "forward_backward"}
     memory = {"peak_memory", "saved_memory", "error"}
-    logits, linear = ["logits.eager", "logits.builtin"], ["linear.chunked_vocab", "linear.builtin"]
-    for impl in (*logits, *linear, "linear.logits.eager"):
+    of_logits = ["logits.eager", "logits.builtin", "linear.logits.eager"]
+    for impl in (*of_logits, "linear.chunked_vocab", "linear.builtin"):
         assert of[impl] == times | memory
         assert impl in run.stdout
     assert of["logits.limit"] == of["linear.limit"] == times | {"peak_memory"}
@@ -157,6 +160,26 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path) -> None:
     rows = pd.read_csv(out)
     assert {"error", "peak_memory", "forward_backward"} <= set(rows["metric"])
     assert (rows.loc[rows["metric"] == "forward_backward", "n"] < 10).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_gradient_without_its_softmax_has_no_time(dtype: str) -> None:
+    """Of a vocabulary this large the softmax is half a percent: bfloat16's rounding, in a norm."""
+    fn = logits.cross_entropy("no_softmax")
+    loss = impls.Loss("logits.no_softmax", "logits", fn, impls.Support(), "")
+    step = Step(loss, workload("gpt2_text@32").tensors("logits", dtype))
+    with pytest.raises(ArithmeticError, match="gradients are wrong"):
+        right(step, dtype)
+
+
+def test_a_mistyped_profile_gets_a_line(tmp_path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import benchmarks.logits"],
+        **{"cwd": ROOT, "env": os.environ | {"BENCHMARK_PROFILE": "fast"}},
+        **{"capture_output": True, "text": True},
+    )
+    assert run.returncode == 1
+    assert run.stderr == "BENCHMARK_PROFILE is 'fast': it must be one of quick, regular, large\n"
 
 
 @pytest.mark.parametrize(("flag", "outcome"), [([], "1 skipped"), (["--require-all"], "1 error")])

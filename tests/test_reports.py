@@ -12,6 +12,19 @@ from reports.__main__ import main
 from reports.results import COLUMNS, read
 from reports.statistics import median_interval
 
+ANOTHER_PROJECT = json.dumps(
+    {
+        **{
+            "commit_hash": "c" * 40,
+            "env_name": "x",
+            "date": 0,
+            "params": {"machine": "m"},
+            "python": "3",
+        },
+        **{"requirements": {}, "env_vars": {}, "result_columns": ["result", "params"]},
+        **{"results": {"suite.time_it": [[1.0], []]}, "durations": {}, "version": 2},
+    }
+)
 SAMPLES = [0.010, 0.011, 0.012, 0.013, 0.014, 0.015, 0.016]
 
 
@@ -111,7 +124,8 @@ def test_pytest_benchmark(tmp_path) -> None:
         ("old.json", '{"env_name": "x", "version": 999}', "not readable by asv"),
         ("empty.csv", "", "damaged CSV"),
         ("other.csv", "a,b\n1,2\n", "no tidy CSV: it lacks machine"),
-        ("half.json", '{"benchmarks": [{"stats": {}}]}', "lacks"),
+        ("half.json", '{"benchmarks": [{"stats": {}}]}', "not of this project, or damaged"),
+        ("another_project.json", ANOTHER_PROJECT, "not of this project, or damaged"),
     ],
 )
 def test_what_cannot_be_read_is_named_and_passed_over(tmp_path, name, text, why) -> None:
