@@ -64,7 +64,7 @@ class Step:
         return errors
 
     def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
-        """What is allowed of each of ``errors``: the builtin loss's own on these tensors decides."""
+        """What is allowed of each of ``errors``: the builtin loss's own decide it."""
         native = Step(impls.load(f"{self.loss.level}.builtin"), self.tensors)
         return [oracle.budget(error, dtype) for error in native.errors(expected)]
 
