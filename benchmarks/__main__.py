@@ -8,7 +8,7 @@ from pathlib import Path
 
 import impls
 from benchmarks import semantics, side_by_side
-from benchmarks.common import Unmeasurable, check_device, load, tensors
+from benchmarks.common import Unmeasurable, check_device, check_timeable, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
 from benchmarks.workloads import WORKLOADS, UnknownWorkload, workload
 
@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
     if arguments.allocator != allocator():
         restart(arguments.allocator, argv)
     try:
+        check_timeable()
         check_device(arguments.device)
         chosen = workload(arguments.workload, arguments.text)
         losses = chosen_losses(arguments.impl, arguments.dtype, arguments.device)

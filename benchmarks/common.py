@@ -16,6 +16,7 @@ import impls
 from benchmarks import meters, oracle
 from benchmarks.limits import LIMITS, Limit
 from benchmarks.workloads import Workload, free_bytes, workload
+from impls.loss import INTERPRETED
 
 
 class Unmeasurable(Exception):
@@ -28,12 +29,19 @@ class Step:
     def __init__(self, loss: impls.Loss, tensors: Mapping[str, Tensor]):
         self.loss = loss
         self.name = loss.name
-        self.tensors = tensors
+        self.given = tensors
+        self.tensors = self.own()
         self.leaves = [
-            tensors[name].requires_grad_() for name in oracle.DIFFERENTIABLE if name in tensors
+            self.tensors[name].requires_grad_() for name in oracle.DIFFERENTIABLE if name in tensors
         ]
         # Not one: an implementation that ignores the upstream gradient must show.
         self.grad = torch.full((), 0.75, dtype=self.leaves[0].dtype, device=self.leaves[0].device)
+
+    def own(self) -> dict[str, Tensor]:
+        """The tensors to call the loss with: of an input that it overwrites, a copy."""
+        if not self.loss.support.overwrites_input:
+            return dict(self.given)
+        return {**self.given, "input": self.given["input"].detach().clone()}
 
     def forward(self) -> Tensor:
         return self.loss.fn(**self.tensors)
@@ -46,18 +54,18 @@ class Step:
 
     def expected(self) -> dict[str, Tensor]:
         """The oracle's value and gradients for these tensors."""
-        return oracle.expected(self.loss.level, self.tensors, self.grad)
+        return oracle.expected(self.loss.level, self.given, self.grad)
 
     def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
         """The largest relative error of a gradient; of logits, also that apart from the targets.
 
         A target's entry is near -1 where the others are 1/V: alone it hides them from a norm.
         """
-        actual = oracle.evaluate(self.loss.fn, self.tensors, self.grad)
+        actual = oracle.evaluate(self.loss.fn, self.own(), self.grad)
         names = [name for name in oracle.DIFFERENTIABLE if name in actual]
         errors = [max(oracle.error(actual[name], expected[name]) for name in names)]
         if self.loss.level == "logits":
-            y = self.tensors["target"][:, None]
+            y = self.given["target"][:, None]
             errors.append(
                 oracle.error(actual["input"].scatter(1, y, 0), expected["input"].scatter(1, y, 0))
             )
@@ -65,13 +73,18 @@ class Step:
 
     def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
         """What is allowed of each of ``errors``: the builtin loss's own decide it."""
-        native = Step(impls.load(f"{self.loss.level}.builtin"), self.tensors)
+        native = Step(impls.load(f"{self.loss.level}.builtin"), self.given)
         return [oracle.budget(error, dtype) for error in native.errors(expected)]
 
 
 def check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise Unmeasurable("there is no CUDA device here")
+
+
+def check_timeable() -> None:
+    if INTERPRETED:
+        raise Unmeasurable("TRITON_INTERPRET is set: its interpreter shows values, not times")
 
 
 def load(name: str, dtype: str, device: str) -> impls.Loss:
@@ -105,6 +118,7 @@ def tensors(found: Workload, level: str, dtype: str, device: str) -> dict[str, T
 def asv_step(level: str, impl: str, workload_name: str, dtype: str, device: str) -> Step | Limit:
     """The step of ``impl``, or asv's way to skip it."""
     try:
+        check_timeable()
         if impl == LIMITS[level].name:
             return LIMITS[level](tensors(workload(workload_name), level, dtype, device))
         loss = load(impl, dtype, device)

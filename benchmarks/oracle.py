@@ -57,7 +57,7 @@ def evaluate(
         if name in DIFFERENTIABLE
     }
     value = fn(**{**tensors, **leaves}, **options)
-    grads = torch.autograd.grad(value, tuple(leaves.values()), grad.to(value.dtype))
+    grads = torch.autograd.grad(value, tuple(leaves.values()), grad.to(value))
     return {"value": value.detach(), **dict(zip(leaves, grads, strict=True))}
 
 

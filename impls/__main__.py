@@ -23,6 +23,8 @@ def describe(name: str) -> dict[str, Any]:
         "devices": loss.support.devices,
         "devices_here": [device for device in loss.support.devices if is_here(device)],
         "dtypes": loss.support.dtypes,
+        "overwrites_input": loss.support.overwrites_input,
+        "deviations": loss.support.deviations,
         "options": loss.options,
         "unavailable": None,
     }
@@ -46,6 +48,10 @@ def table(found: list[dict[str, Any]]) -> str:
             f" (of {', '.join(one['devices'])}) in {', '.join(one['dtypes'])}"
         )
         lines.append(f"{'':{width}}    takes {', '.join(one['options'])}")
+        if one["overwrites_input"]:
+            lines.append(f"{'':{width}}    overwrites its input")
+        for check, deviation in one["deviations"].items():
+            lines.append(f"{'':{width}}    deviates, {check}: {deviation}")
     return "\n".join(lines)
 
 

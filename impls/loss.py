@@ -4,8 +4,9 @@ N tokens, D hidden, V vocabulary.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -49,10 +50,32 @@ class LinearCrossEntropy(Protocol):
 
 @dataclass(frozen=True)
 class Support:
-    """Where an implementation runs. A file that says nothing else runs wherever torch does."""
+    """Where an implementation runs. A file that says nothing else runs wherever torch does.
+
+    ``deviations`` are the properties of the gate that a rival is known to lack, each with what it
+    does instead; a gate that finds one mended fails, so that it is struck off here.
+    """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
+    overwrites_input: bool = False
+    deviations: Mapping[str, str] = field(default_factory=dict)
+
+
+# Triton's interpreter runs a kernel on the CPU, one program at a time: for values, not for times.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_support(**more: Any) -> Support:
+    """The ``Support`` of a Triton kernel: CUDA or, interpreted, the CPU.
+
+    The interpreter multiplies bfloat16 as if it were an integer (triton 3.9), so it has none.
+    """
+    if not INTERPRETED:
+        return Support(("cuda",), ("float32", "bfloat16", "float16"), **more)
+    untraceable = {"in_a_compiled_step": "torch.compile cannot trace Triton's interpreter"}
+    deviations = untraceable | more.pop("deviations", {})
+    return Support(("cpu",), ("float32", "float16"), deviations=deviations, **more)
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,8 @@ class Loss:
         ]
         linear_cross_entropy.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
         name, summary = f"linear.{self.name}", f"F.linear, then {self.name}."
-        return replace(self, name=name, level="linear", fn=linear_cross_entropy, summary=summary)
+        support = replace(self.support, overwrites_input=False)  # the logits are nobody else's
+        return Loss(name, "linear", linear_cross_entropy, support, summary)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

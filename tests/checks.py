@@ -4,10 +4,12 @@ A property is tried on cases from small to large, so the first to fail is the sm
 held to a budget: twice that of PyTorch's own loss at the same precision, plus rounding.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import SkipTest
 
 import hypothesis
 import hypothesis.strategies as st
@@ -16,6 +18,7 @@ from torch import Tensor
 
 import impls
 from benchmarks import oracle
+from impls.loss import INTERPRETED
 
 # For allclose, relative to the largest element. The budget is tighter, but this one stands alone.
 RTOL = {"float64": 1e-10, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -64,8 +67,9 @@ class Case:
             target[list(self.ignored)] = self.ignore_index
         if self.weighted and "weight" in loss.options:
             tensors["weight"] = torch.rand(self.v, generator=generator) + 0.1
-        converted = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        return {**converted, "target": target}
+        device = loss.support.devices[0]
+        converted = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+        return {**converted, "target": target.to(device)}
 
     def options(self, loss: impls.Loss) -> dict[str, Any]:
         """The options of this case that the loss has."""
@@ -215,15 +219,22 @@ def check_dtypes(loss: impls.Loss) -> None:
         judge(loss, Case(dtype=dtype, n=6, v=37))
         judge(loss, Case(dtype=dtype, n=6, v=37, reduction="none", weighted=True, ignored=(2,)))
         judge(loss, Case(dtype=dtype, n=6, v=37, label_smoothing=0.2, scale=4.0))
-        judge(loss, Case(dtype=dtype, n=2000, v=37, reduction="sum"))
+        judge(loss, Case(dtype=dtype, n=100 if INTERPRETED else 2000, v=37, reduction="sum"))
         judge(loss, Case(dtype=dtype, n=4, v=5003))
+        if not INTERPRETED:
+            judge(loss, Case(dtype=dtype, n=600, v=5003))
 
 
 def check_sizes(loss: impls.Loss) -> None:
     """It is right for every number of rows and classes: one, primes, around powers of two."""
     for n, v in itertools.product((1, 2), (1, 2, 3)):
         judge(loss, Case(n=n, v=v))
-    for v in (31, 32, 33, 127, 128, 129, 255, 256, 257, 1000, 1021, 1024, 4095, 4096, 4097):
+    for v in (31, 32, 33, 127, 128, 129, 255, 256, 257, 1000, 1021, 1024):
+        judge(loss, Case(n=3, v=v))
+    judge(loss, Case(n=37, v=67))
+    if INTERPRETED:  # which takes minutes for larger ones
+        return
+    for v in (4095, 4096, 4097):
         judge(loss, Case(n=3, v=v))
     for v in (8191, 8192, 8193, 50257, 65535, 65536, 65537, 70001):
         judge(loss, Case(n=2, v=v))
@@ -236,7 +247,7 @@ def check_first_and_last(loss: impls.Loss) -> None:
     for v in (2, 11, 4099):
         case = Case(n=4, v=v, reduction="none")
         tensors = case.tensors(loss)
-        tensors["target"] = torch.tensor([0, v - 1, v - 1, 0])
+        tensors["target"] = tensors["target"].new_tensor([0, v - 1, v - 1, 0])
         judge(loss, case, tensors, "targets 0 and V-1")
 
 
@@ -275,7 +286,7 @@ def check_upstream(loss: impls.Loss) -> None:
 def check_ignored(loss: impls.Loss) -> None:
     """Ignored rows count nothing, wherever they are and whatever number marks them."""
     if "ignore_index" not in loss.options:
-        return
+        raise SkipTest("no option ignore_index")
     for ignored in ((0,), (4,), (0, 1, 2), (1, 2, 3, 4)):
         for reduction in ("mean", "sum", "none"):
             judge(loss, Case(ignored=ignored, reduction=reduction))
@@ -292,7 +303,7 @@ def check_ignored(loss: impls.Loss) -> None:
 def check_all_ignored(loss: impls.Loss) -> None:
     """All rows ignored: the mean is nan, the sum 0, as torch has it; sums have zero gradients."""
     if "ignore_index" not in loss.options:
-        return
+        raise SkipTest("no option ignore_index")
     for smoothing in (0.0, 0.1):
         for reduction, right in (("mean", float("nan")), ("sum", 0.0), ("none", [0.0] * 5)):
             case = Case(ignored=(0, 1, 2, 3, 4), reduction=reduction, label_smoothing=smoothing)
@@ -327,21 +338,21 @@ def check_extreme_logits(loss: impls.Loss) -> None:
             judge(loss, case, high, "logits of ±1e4")
             shifted = {**tensors, "input": tensors["input"] + 100}
             judge(loss, case, shifted, "logits 100 higher")
-            apart = torch.tensor([[0], [1], [-4], [4]], dtype=high["input"].dtype) * 1000
+            apart = 1000 * tensors["input"].new_tensor([[0], [1], [-4], [4]])
             each = {**tensors, "input": tensors["input"] + apart}
             judge(loss, case, each, "each row thousands from the others")
         for columns in (slice(0, 3), slice(20, 33), slice(0, 31)):
             case = Case(n=4, v=33, reduction="none")
             tensors = case.tensors(loss)
-            tensors["target"] = torch.tensor([31, 32, 31, 32])
-            mask = torch.zeros(33, dtype=torch.bool)
+            tensors["target"] = tensors["target"].new_tensor([31, 32, 31, 32])
+            mask = torch.zeros(33, dtype=torch.bool, device=tensors["input"].device)
             mask[columns] = True
             mask[31:] = False
             tensors["input"] = tensors["input"].masked_fill(mask, float("-inf"))
             judge(loss, case, tensors, "some logits -inf")
         case = Case(n=2, v=9000)
         tensors = case.tensors(loss)
-        tensors["target"] = torch.tensor([8999, 8998])
+        tensors["target"] = tensors["target"].new_tensor([8999, 8998])
         tensors["input"][:, :8990] = float("-inf")
         judge(loss, case, tensors, "the first 8990 logits -inf")
     elif "linear_bias" in loss.options:
@@ -379,7 +390,7 @@ def check_strides(loss: impls.Loss) -> None:
     judge(loss, case, {**tensors, "target": strided}, "target every third of a longer one")
     expanded = tensors["target"][:1].expand(6)
     judge(loss, case, {**tensors, "target": expanded}, "target expanded")
-    judge_upstream = torch.tensor(0.5).expand(6)
+    judge_upstream = tensors["input"].new_tensor(0.5).expand(6)
     right = oracle.expected(loss.level, tensors, judge_upstream, **case.options(loss))
     for name, grad in gradients(loss, case, tensors, judge_upstream).items():
         expect(
@@ -390,6 +401,8 @@ def check_strides(loss: impls.Loss) -> None:
 
 def check_out_of_range(loss: impls.Loss) -> None:
     """A target outside [0, V) that is not ignored raises IndexError, naming it, on the CPU."""
+    if loss.support.devices[0] != "cpu":
+        raise SkipTest("on CUDA, as in torch, the kernel asserts, and takes the process with it")
     for value in (11, 12, 1000, -1, -7, -101):
         case = Case()
         tensors = case.tensors(loss)
@@ -418,14 +431,15 @@ def check_mismatches(loss: impls.Loss) -> None:
 
 
 def check_arguments_untouched(loss: impls.Loss) -> None:
-    """No argument is overwritten, in forward or in backward."""
+    """No argument is overwritten, in forward or in backward, but the input if that is declared."""
     case = Case(weighted=True, ignored=(1,), label_smoothing=0.1)
     tensors = case.tensors(loss)
+    own = ("input",) if loss.support.overwrites_input else ()
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     upstream = case.upstream()
     gradients(loss, case, tensors, upstream)
-    for name, tensor in tensors.items():
-        expect(torch.equal(tensor, before[name]), f"{name} is overwritten ({case})")
+    for name in tensors.keys() - own:
+        expect(torch.equal(tensors[name], before[name]), f"{name} is overwritten ({case})")
     expect(torch.equal(upstream, case.upstream()), f"the upstream gradient is overwritten ({case})")
 
 
@@ -436,10 +450,10 @@ def check_backward_twice(loss: impls.Loss) -> None:
         value, leaves = forward(loss, case, case.tensors(loss))
         try:
             first = grads_of(value, leaves, case.upstream(), retain_graph=True)
+            kept = [grad.clone() for grad in first]
+            second = grads_of(value, leaves, case.upstream())
         except RuntimeError:  # what torch.compile makes of retain_graph
             continue
-        kept = [grad.clone() for grad in first]
-        second = grads_of(value, leaves, case.upstream())
         for name, a, b, c in zip(leaves, kept, second, first, strict=True):
             expect(torch.equal(a, b), f"the second backward's gradient of {name} differs ({case})")
             expect(torch.equal(a, c), f"the second backward overwrites {name}'s first ({case})")
@@ -511,10 +525,11 @@ def check_accumulates(loss: impls.Loss) -> None:
     case = Case()
     tensors = case.tensors(loss)
     value, leaves = forward(loss, case, tensors)
-    call(lambda: value.backward(case.upstream()), str(case))
+    upstream = case.upstream().to(value.device)
+    call(lambda: value.backward(upstream), str(case))
     once = {name: leaf.grad.clone() for name, leaf in leaves.items()}
     again = loss.fn(**{**tensors, **leaves}, **case.options(loss))
-    again.backward(case.upstream())
+    again.backward(upstream)
     for name, leaf in leaves.items():
         expect(
             oracle.error(leaf.grad, 2 * once[name]) < 1e-6,
@@ -544,7 +559,9 @@ def check_double_backward(loss: impls.Loss) -> None:
     """A penalty on its gradient is differentiated right, or raises: never silently left out."""
     case = Case(n=3, v=5, d=4, dtype="float64")
     if case.dtype not in loss.support.dtypes:
-        return
+        raise SkipTest(f"no {case.dtype}")
+    # A graph that torch.compile made for other shapes may raise where one made for these does not.
+    torch._dynamo.reset()
 
     def penalised(fn: Callable[..., Tensor]) -> Tensor:
         leaf = case.tensors(loss)["input"].requires_grad_()
@@ -558,16 +575,28 @@ def check_double_backward(loss: impls.Loss) -> None:
         return
     right = penalised(oracle.ORACLES[loss.level])
     expect(oracle.error(found, right) < 1e-9, f"the gradient with a penalty is wrong ({case})")
+    leaves = {name: tensor for name, tensor in case.tensors(loss).items() if name != "target"}
+    others = {"target": case.tensors(loss)["target"], **case.options(loss)}
+    expect(
+        torch.autograd.gradgradcheck(
+            lambda *given: loss.fn(**dict(zip(leaves, given, strict=True)), **others),
+            tuple(tensor.requires_grad_() for tensor in leaves.values()),
+            raise_exception=False,
+        ),
+        f"gradgradcheck fails ({case})",
+    )
 
 
 def check_autocast(loss: impls.Loss) -> None:
     """Under autocast it is as precise as PyTorch's own loss, takes its dtypes and gives them."""
+    if "bfloat16" not in loss.support.dtypes:
+        raise SkipTest("no bfloat16")
     case = Case(n=6, v=37, label_smoothing=0.1, ignored=(2,))
     options, upstream = case.options(loss), case.upstream()
 
     def evaluate(fn: Callable[..., Tensor], tensors: Tensors) -> Tensors:
         def cast(**arguments: Any) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(loss.support.devices[0], torch.bfloat16):
                 return fn(**arguments)
 
         return oracle.evaluate(cast, tensors, upstream, **options)
@@ -610,7 +639,9 @@ def check_in_a_compiled_step(loss: impls.Loss) -> None:
 def check_random(loss: impls.Loss) -> None:
     """It is right for calls drawn at random; the one shown is the smallest hypothesis found."""
     rows = st.integers(1, 12)
-    strides = st.sampled_from(["contiguous", "transposed", "sliced", "expanded"])
+    layouts = ["contiguous", "transposed", "sliced", "expanded"]
+    if "strides" in loss.support.deviations:
+        layouts = layouts[:1]
 
     @hypothesis.settings(
         max_examples=60, derandomize=True, database=None, deadline=None, print_blob=False
@@ -628,7 +659,7 @@ def check_random(loss: impls.Loss) -> None:
             seed=st.integers(0, 1000),
         ),
         ignored=st.sets(st.integers(0, 11)),
-        layout=strides,
+        layout=st.sampled_from(layouts),
     )
     def drawn(case: Case, ignored: set[int], layout: str) -> None:
         case = replace(case, ignored=tuple(sorted(row for row in ignored if row < case.n)))
@@ -665,6 +696,26 @@ CHECKS = {
 }
 
 
+def hold(loss: impls.Loss, check: str) -> None:
+    """Raise ``Wrong`` unless ``loss`` has the property ``check``, one of ``CHECKS``.
+
+    ``unittest.SkipTest``, if the property is about what the loss does not offer.
+    """
+    if loss.support.overwrites_input and check != "arguments_untouched":
+        loss = replace(loss, fn=given_a_copy(loss.fn))
+    CHECKS[check](loss)
+
+
+def given_a_copy(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``fn``, which overwrites its input, called with a copy of it."""
+
+    @functools.wraps(fn)
+    def spared(input: Tensor, *others: Any, **options: Any) -> Tensor:
+        return fn(input.clone(), *others, **options)
+
+    return spared
+
+
 # ---- What the properties are made of.
 
 
@@ -684,6 +735,7 @@ def forward(
 def grads_of(
     value: Tensor, leaves: Tensors, upstream: Tensor, retain_graph: bool = False
 ) -> tuple[Tensor, ...]:
+    upstream = upstream.to(value.device)
     return torch.autograd.grad(value, tuple(leaves.values()), upstream, retain_graph=retain_graph)
 
 
@@ -708,7 +760,7 @@ def gradients(
 def same_value(loss: impls.Loss, case: Case, tensors: Tensors, right: float | list[float]) -> None:
     value = call(lambda: loss.fn(**tensors, **case.options(loss)), str(case))
     expect(
-        torch.equal(value.nan_to_num(nan=-1), torch.tensor(right).nan_to_num(nan=-1)),
+        torch.equal(value.cpu().nan_to_num(nan=-1), torch.tensor(right).nan_to_num(nan=-1)),
         f"the value is {value.tolist()}, not {right} ({case})",
     )
 

@@ -19,6 +19,7 @@ from benchmarks.common import PROFILES, Step, asv_step, right
 from benchmarks.side_by_side import ROUNDS
 from benchmarks.workloads import workload
 from reports.results import COLUMNS
+from tests.test_wrong import in_place
 from tests.wrong import logits
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +182,34 @@ def test_a_mistyped_profile_gets_a_line(tmp_path) -> None:
     )
     assert run.returncode == 1
     assert run.stderr == "BENCHMARK_PROFILE is 'fast': it must be one of quick, regular, large\n"
+
+
+def test_a_loss_that_overwrites_its_input_spares_the_others() -> None:
+    given = workload("notebook").tensors("logits", "float32")
+    before = given["input"].clone()
+    loss = impls.Loss(
+        "logits.in_place", "logits", in_place, impls.Support(overwrites_input=True), ""
+    )
+    step = Step(loss, given)
+    first = step.errors(step.expected())
+    step.forward_backward()
+    assert step.errors(step.expected()) == first
+    assert given["input"].equal(before)
+    assert not step.tensors["input"].equal(before)
+
+
+def test_a_deviation_that_is_none_fails_the_gate(tmp_path) -> None:
+    """Strictly: so that the list of a rival's deviations cannot outlive them."""
+    file = tmp_path / "rival.py"
+    file.write_text(
+        "from impls.loss import Support\n"
+        "from torch.nn.functional import cross_entropy\n"
+        "support = Support(deviations={'positional': 'not so', 'mismatches': 'other words'})\n"
+    )
+    run = python("pytest", "tests", "-k", "positional or mismatches", "--impl", str(file))
+    assert "1 failed" in run.stdout
+    assert "1 xfailed" in run.stdout
+    assert "deviates no more: strike 'positional' off its Support.deviations" in run.stdout
 
 
 @pytest.mark.parametrize(("flag", "outcome"), [([], "1 skipped"), (["--require-all"], "1 error")])

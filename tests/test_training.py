@@ -46,19 +46,20 @@ class Model(nn.Module):
 
 
 @functools.cache
-def curve(name: str, dtype: str) -> list[float]:
+def curve(name: str, dtype: str, device: str) -> list[float]:
     """The loss at each step of training with the implementation ``name``."""
     loss = impls.load(name)
     ids, vocab = text()
     torch.manual_seed(0)
-    model = Model(vocab).to(getattr(torch, dtype))
+    model = Model(vocab).to(device, getattr(torch, dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.8)
     losses = []
     for _ in range(STEPS):
         starts = torch.randint(len(ids) - CONTEXT - 1, (BATCH,)).tolist()
         inputs = torch.stack([ids[start : start + CONTEXT] for start in starts])
         targets = torch.stack([ids[start + 1 : start + CONTEXT + 1] for start in starts]).flatten()
-        hidden = model(inputs)
+        targets = targets.to(device)
+        hidden = model(inputs.to(device))
         if loss.level == "logits":
             value = loss.fn(F.linear(hidden, model.head), targets)
         else:
@@ -74,7 +75,8 @@ def curve(name: str, dtype: str) -> list[float]:
 def test_training_takes_the_same_course(loss: impls.Loss, dtype: str) -> None:
     if dtype not in loss.support.dtypes:
         pytest.skip(f"{loss.name} has no {dtype}")
-    native = curve("logits.builtin", dtype)
+    [device] = loss.support.devices
+    native = curve("logits.builtin", dtype, device)
     assert native[-1] < native[0] - 0.5, "the model does not learn: the test would prove nothing"
-    found = curve(loss.name, dtype)
+    found = curve(loss.name, dtype, device)
     assert found == pytest.approx(native, rel=APART[dtype])

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from impls.loss import autocast, check_call
-from impls.reduction import accumulation_dtype, distribution, reduce, result_dtype
+from impls.reduction import accumulation_dtype, distribution, first_order, reduce, result_dtype
 
 
 def row_losses(input, linear_weight, linear_bias, y, at_y, everywhere):
@@ -23,6 +23,19 @@ row_losses = torch.compile(  # type: ignore[call-overload]  # torch's stub lacks
 )
 
 
+class FirstOrder(torch.autograd.Function):
+    """The identity, whose second derivative raises: torch.compile may leave it out silently."""
+
+    @staticmethod
+    def forward(ctx, losses):
+        return losses.view_as(losses)
+
+    @staticmethod
+    @first_order
+    def backward(ctx, grad_losses):
+        return grad_losses
+
+
 def linear_cross_entropy(
     input,
     linear_weight,
@@ -38,6 +51,6 @@ def linear_cross_entropy(
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
     vocab = len(linear_weight)
     q = distribution(target, weight, vocab, input.dtype, ignore_index, label_smoothing)
-    losses = row_losses(input, linear_weight, linear_bias, *q)
+    losses = FirstOrder.apply(row_losses(input, linear_weight, linear_bias, *q))
     losses = reduce(losses, target, weight, ignore_index, reduction)
     return losses.to(result_dtype(input))

@@ -1,5 +1,7 @@
 """One right loss of hidden states, and what makes it wrong, a line at a time: see ``logits``."""
 
+import functools
+
 import torch
 
 from impls.loss import autocast
@@ -19,10 +21,12 @@ BUGS = {
         "the weight's gradient is not scaled (upstream is one)",
     ),
     "half_accumulation": ("dtypes", "the weight's gradient is summed in the dtype of the weight"),
+    "half_value": ("dtypes", "the rows' losses are summed in the dtype of the input (torch 2.13)"),
     "weight_contiguous": ("strides", "the weight's strides are not looked at"),
     "overwrites_weight": ("arguments_untouched", "the weight becomes its gradient"),
     "one_logits_buffer": ("no_stale_state", "backward reads a buffer that the next call fills"),
     "frozen_weight": ("frozen", "where the weight is frozen, the input has no gradient"),
+    "frozen_input": ("frozen", "where the input is frozen, the weight has none (Liger 0.8.5)"),
     "autocast": (
         "autocast",
         "under autocast, hidden states of another dtype than the weight's raise",
@@ -97,6 +101,8 @@ class Loss(torch.autograd.Function):
             grad_bias = torch.zeros_like(grad_bias)
         if bug == "overwrites_weight":
             weight.data.copy_(grad_weight)
+        if bug == "frozen_input" and not ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(grad_weight)
         if bug == "frozen_weight" and not ctx.needs_input_grad[2]:
             grad_input = torch.zeros_like(grad_input)
         ctx.grads = [grad_input, grad_weight] + ([grad_bias] if bias is not None else [])
@@ -139,6 +145,9 @@ def linear_cross_entropy(bug):
             value = torch.stack(means).mean() if means else losses.sum() / 0
         else:
             value = losses.sum() / counts.sum()
+        if bug == "half_value" and n and reduction != "none":
+            share = losses.to(input.dtype) / (counts.sum() if reduction == "mean" else 1)
+            value = functools.reduce(torch.add, share)
         return value.to(result_dtype(input))
 
     return loss

@@ -47,6 +47,7 @@ BUGS = {
     "half_sums": ("dtypes", "float16 and bfloat16 are summed as they are"),
     "float32_value": ("dtypes", "the value is always float32"),
     "input_contiguous": ("strides", "the input's strides are not looked at"),
+    "column_major": ("strides", "a transposed input is its own gradient (Liger 0.8.5)"),
     "target_contiguous": ("strides", "the target's strides are not looked at"),
     "clamps_targets": ("out_of_range", "targets out of range are clamped"),
     "wraps_targets": ("out_of_range", "negative targets count from the end"),
@@ -143,6 +144,8 @@ class Rows(torch.autograd.Function):
             grad = grad * (1 + 1e-4)
         if bug == "zeros":
             grad = torch.zeros_like(grad)
+        if bug == "column_major" and ctx.saved_tensors[0].stride(1) != 1:
+            grad = ctx.saved_tensors[0].to(grad.dtype)
         if bug == "first_ignored" and len(counts) and not counts[0]:
             grad = torch.zeros_like(grad)
         if bug == "first_upstream" and len(upstream):

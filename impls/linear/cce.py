@@ -1,0 +1,31 @@
+"""Cut cross entropy (apple/ml-cross-entropy): Triton kernels on CUDA, its torch.compile on CPU.
+
+On CUDA its kernels never write logits to memory, and leave out the gradients that are too small to
+matter (``filter_eps``, at its default). The value, float32, is given PyTorch's dtype.
+"""
+
+import torch
+from cut_cross_entropy import linear_cross_entropy as cut_cross_entropy
+
+from impls.loss import Support, autocast, check_call
+from impls.reduction import result_dtype
+
+support = Support(
+    dtypes=("float32", "bfloat16", "float16"),
+    deviations={"out_of_range": "raises RuntimeError, where F.cross_entropy raises IndexError"},
+)
+
+
+def linear_cross_entropy(input, linear_weight, target, *, ignore_index=-100, reduction="mean"):
+    input, linear_weight = autocast(input, linear_weight)
+    check_call(input, target, None, reduction, 0.0, linear_weight)
+    with torch._dynamo.config.patch(recompile_limit=64):  # theirs is fullgraph: a ninth raises
+        losses = cut_cross_entropy(
+            input,
+            linear_weight,
+            target,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            impl="cce" if input.is_cuda else "torch_compile",
+        )
+    return losses.to(result_dtype(input))

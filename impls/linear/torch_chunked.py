@@ -1,0 +1,41 @@
+"""PyTorch's own, chunked: ``F.linear_cross_entropy`` with its default options.
+
+With label smoothing torch 2.13 warns and takes the plain path, so that is no option of this one.
+"""
+
+import torch.nn.functional as F
+from torch.nn import LinearCrossEntropyOptions
+
+from impls.loss import Support, autocast, check_call
+
+support = Support(
+    deviations={
+        "dtypes": "in bfloat16 and float16 the value is summed, a chunk at a time, in that dtype",
+        "out_of_range": "raises RuntimeError, where F.cross_entropy raises IndexError",
+        "autocast": "the value is bfloat16, where F.cross_entropy's is float32",
+    }
+)
+
+
+def linear_cross_entropy(
+    input,
+    linear_weight,
+    target,
+    *,
+    linear_bias=None,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+):
+    input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+    check_call(input, target, weight, reduction, 0.0, linear_weight, linear_bias)
+    return F.linear_cross_entropy(
+        input,
+        linear_weight,
+        target,
+        linear_bias=linear_bias,
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        options=LinearCrossEntropyOptions(),
+    )

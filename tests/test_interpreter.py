@@ -1,0 +1,42 @@
+"""Triton kernels on the CPU: the gate in a process of its own, under Triton's interpreter."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import impls
+from tests.checks import CHECKS
+
+ROOT = Path(__file__).parents[1]
+INTERPRET = {**os.environ, "TRITON_INTERPRET": "1"}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=INTERPRET, capture_output=True, text=True)
+
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton has no build for this platform"
+)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", [name for name in impls.names() if name.endswith(".liger")])
+def test_gate_holds_in_the_interpreter(name: str) -> None:
+    gate = run("pytest", "tests/test_gate.py", "--require-all", "--impl", name)
+    assert gate.returncode == 0, gate.stdout
+    counts = {what: int(count) for count, what in re.findall(r"(\d+) (\w+)", gate.stdout[-200:])}
+    assert counts["passed"] >= 15
+    assert counts["passed"] + counts["xfailed"] + counts["skipped"] == len(CHECKS) + 1
+
+
+def test_the_interpreter_is_not_timed(tmp_path) -> None:
+    refused = run("benchmarks", "--out", str(tmp_path / "rows.csv"))
+    assert refused.returncode == 2
+    assert refused.stderr == "TRITON_INTERPRET is set: its interpreter shows values, not times\n"
