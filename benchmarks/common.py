@@ -1,6 +1,8 @@
 """A loss in a training step, what it takes to measure one, and the asv suite that does."""
 
+import ast
 import functools
+import importlib.util
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -147,6 +149,18 @@ def right(step: Step | Limit, dtype: str) -> Step | Limit:
     return step
 
 
+def is_importable(file: Path) -> bool:
+    """Whether the packages that the file imports are installed: in asv's environment, the pinned.
+
+    Found without importing it, as each cell to be skipped would cost asv a process of its own.
+    """
+    imports = [
+        node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ImportFrom)
+    ]
+    packages = {str(node.module).partition(".")[0] for node in imports}
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
 # Which workloads and dtypes asv measures: BENCHMARK_PROFILE names one of these.
 PROFILES = {
     "quick": (["gpt2_text@256"], ["float32"]),
@@ -170,15 +184,20 @@ class Suite(ABC):
     param_names: ClassVar = ["impl", "workload", "dtype"]
     # A call takes a millisecond or more, so a sample is one call, and the first is the warm-up.
     number = 1
-    repeat = (7, 100, 3.0)  # samples at least, at most, and within how many seconds
+    repeat = (5, 100, 2.0)  # samples at least, at most, and within how many seconds
     rounds = 1
     timeout = 600.0
 
     def __init_subclass__(cls) -> None:
         # asv's parameters must not change from commit to commit, so these are the working tree's,
         # whatever the commit under test holds: it skips an implementation that it lacks.
-        here = impls.names(Path(__file__).parents[1] / "impls")
-        names = [name for name in here if name.startswith(f"{cls.level}.")]
+        folder = Path(__file__).parents[1] / "impls"
+        names = [
+            name
+            for name in impls.names(folder)
+            if name.startswith(f"{cls.level}.")
+            and is_importable(folder.joinpath(*name.split(".")).with_suffix(".py"))
+        ]
         profile = os.environ.get("BENCHMARK_PROFILE", "quick")
         if profile not in PROFILES:
             sys.exit(f"BENCHMARK_PROFILE is {profile!r}: it must be one of {', '.join(PROFILES)}")

@@ -15,7 +15,7 @@ from asv_runner.benchmarks.mark import SkipNotImplemented
 
 import impls
 from benchmarks import oracle
-from benchmarks.common import PROFILES, Step, asv_step, right
+from benchmarks.common import PROFILES, Step, asv_step, is_importable, right
 from benchmarks.side_by_side import ROUNDS
 from benchmarks.workloads import workload
 from reports.results import COLUMNS
@@ -231,6 +231,13 @@ def test_gate_refuses_a_mistyped_name() -> None:
 def test_asv_skips_an_implementation_that_the_commit_lacks() -> None:
     with pytest.raises(SkipNotImplemented, match=r"no implementation 'logits\.of_tomorrow'"):
         asv_step("logits", "logits.of_tomorrow", "notebook", "float32", "cpu")
+
+
+def test_asv_leaves_out_a_rival_that_its_environment_lacks(tmp_path) -> None:
+    file = tmp_path / "rival.py"
+    file.write_text('"""A rival."""\n\nfrom a_package_nobody_has.losses import cross_entropy\n')
+    assert not is_importable(file)
+    assert is_importable(ROOT / "impls" / "logits" / "eager.py")
 
 
 def test_asv_times_no_wrong_loss() -> None:
