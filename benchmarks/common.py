@@ -184,7 +184,7 @@ class Suite(ABC):
     param_names: ClassVar = ["impl", "workload", "dtype"]
     # A call takes a millisecond or more, so a sample is one call, and the first is the warm-up.
     number = 1
-    repeat = (5, 100, 2.0)  # samples at least, at most, and within how many seconds
+    repeat = (5, 100, 1.5)  # samples at least, at most, and within how many seconds
     rounds = 1
     timeout = 600.0
 
