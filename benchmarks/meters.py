@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 # Read when the profiler is first used: without it, two lines on stderr at each use.
@@ -59,15 +60,26 @@ def saved_memory(forward: Callable[[], Any], device: str) -> int:
 def _cpu_allocations(run: Callable[[], Any]) -> list[int]:
     """Bytes of each allocation (> 0) and release (< 0) of torch's CPU allocator in ``run()``.
 
-    What ``run`` returns is alive at the end. Memory that libraries take by themselves (oneDNN's
-    and MKL's packing buffers) does not pass through torch's allocator and is not seen.
+    What ``run`` returns is alive at the end. A release of a block from before is left out: torch
+    reports it only if it happens to remember the block's address. Memory that libraries take by
+    themselves (oneDNN's and MKL's packing buffers) does not pass through torch's allocator and is
+    not seen.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
-    events = [
-        event.nbytes()
-        for event in profiler.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
     del result
-    return events
+    events, queue = [], list(profiler.profiler.kineto_results.experimental_event_tree())
+    while queue:
+        event = queue.pop()
+        queue.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            events.append(event)
+    sizes, held = [], set()
+    for event in sorted(events, key=lambda event: event.start_time_ns):
+        block = event.extra_fields
+        if block.alloc_size > 0:
+            held.add(block.ptr)
+        elif block.ptr not in held:
+            continue
+        sizes.append(block.alloc_size)
+    return sizes

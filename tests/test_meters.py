@@ -39,7 +39,7 @@ def test_what_was_held_before_does_not_count() -> None:
         held.clear()
         held.append(torch.empty(1 << 20, dtype=torch.uint8))
 
-    assert meters.peak_memory(run, "cpu") == 1 << 20
+    assert {meters.peak_memory(run, "cpu") for _ in range(10)} == {1 << 20}
 
 
 def test_the_same_bytes_on_every_run(loss: impls.Loss) -> None:
