@@ -16,10 +16,22 @@ BAND = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
 def cross_entropy(
-    input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
+    input,
+    target,
+    weight=None,
+    *,
+    ignore_index=-100,
+    reduction="mean",
+    label_smoothing=0.0,
+    softcap=None,
+    z_loss=0.0,
 ):
-    """-Σ_j q_j log softmax(input)_j in float64, where q_j = w_j ((1 - ε) [j = target] + ε/V)."""
-    log_p = input.double().log_softmax(1)  # (N, V)
+    """-Σ_j q_j log softmax(x)_j in float64, where q_j = w_j ((1 - ε) [j = target] + ε/V).
+
+    x is the input or, with a softcap c, c tanh(input / c); z_loss adds z_loss · lse(x)².
+    """
+    x = input.double() if softcap is None else softcap * torch.tanh(input.double() / softcap)
+    log_p = x.log_softmax(1)  # (N, V)
     vocab = input.shape[1]
     counted = target != ignore_index  # (N,)
     index = target.where(counted, 0)  # (N,)
@@ -27,6 +39,8 @@ def cross_entropy(
     losses = -(1 - label_smoothing) * w[index] * log_p.gather(1, index[:, None]).squeeze(1)
     if label_smoothing > 0:
         losses = losses - label_smoothing / vocab * (w * log_p).sum(1)
+    if z_loss:
+        losses = losses + z_loss * x.logsumexp(1).square()
     losses = losses.where(counted, 0)
     if reduction == "none":
         return losses

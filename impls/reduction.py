@@ -65,24 +65,30 @@ def distribution(
     return Q(y, at_y, label_smoothing / vocab * w if label_smoothing > 0 else None)
 
 
+def norm(
+    target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, dtype: torch.dtype
+) -> Tensor:
+    """What the sum of the rows' losses is divided by: for "sum" 1, for "mean" their number.
+
+    With class weights w it is Σ w[target], as in torch. If all rows are ignored, or there are none,
+    it is 0 and the mean nan.
+    """
+    counted = (target != ignore_index).to(dtype)
+    if reduction == "sum":
+        return counted.new_ones(())
+    if weight is None:
+        return counted.sum()
+    return (weight[target.masked_fill(target == ignore_index, 0)].to(dtype) * counted).sum()
+
+
 def reduce(
     losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:
-    """Mean, sum or none of ``losses`` (N,), where ignored rows count nothing.
-
-    With class weights w the mean is Σ losses / Σ w[target], as in torch. If all rows are ignored,
-    or there are none, it is nan and the sum 0.
-    """
-    ignored = target == ignore_index
-    losses = losses.masked_fill(ignored, 0)
+    """Mean, sum or none of ``losses`` (N,), where ignored rows count nothing: see ``norm``."""
+    losses = losses.masked_fill(target == ignore_index, 0)
     if reduction == "none":
         return losses
-    if reduction == "sum":
-        return losses.sum()
-    if weight is None:
-        return losses.sum() / (~ignored).sum()
-    counted = weight[target.masked_fill(ignored, 0)].to(losses.dtype).masked_fill(ignored, 0)
-    return losses.sum() / counted.sum()
+    return losses.sum() / norm(target, weight, ignore_index, reduction, losses.dtype)
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from unittest import SkipTest
 import hypothesis
 import hypothesis.strategies as st
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import impls
@@ -43,6 +44,8 @@ class Case:
     weighted: bool = False
     ignore_index: int = -100
     ignored: tuple[int, ...] = ()  # which rows
+    softcap: float | None = None
+    z_loss: float = 0.0
     scale: float = 1.0  # of the logits
     seed: int = 0
 
@@ -75,7 +78,7 @@ class Case:
         """The options of this case that the loss has."""
         return {
             name: getattr(self, name)
-            for name in ("reduction", "label_smoothing", "ignore_index")
+            for name in ("reduction", "label_smoothing", "ignore_index", "softcap", "z_loss")
             if name in loss.options
         }
 
@@ -88,7 +91,10 @@ class Case:
     def __str__(self) -> str:
         default = Case()
         said = [f"N={self.n}", f"V={self.v}", self.dtype, f"reduction={self.reduction!r}"]
-        for name in ("label_smoothing", "weighted", "ignore_index", "ignored", "scale"):
+        for name in (
+            *("label_smoothing", "weighted", "ignore_index", "ignored"),
+            *("softcap", "z_loss", "scale"),
+        ):
             if getattr(self, name) != getattr(default, name):
                 said.append(f"{name}={getattr(self, name)}")
         return ", ".join(said)
@@ -99,8 +105,7 @@ def judge(loss: impls.Loss, case: Case, tensors: Tensors | None = None, about: s
     tensors = tensors or case.tensors(loss)
     options, upstream = case.options(loss), case.upstream()
     where = f"{case}{about and '; ' + about}"
-    native_fn = impls.load(f"{loss.level}.builtin").fn
-    native = oracle.evaluate(native_fn, tensors, upstream, **options)
+    native = oracle.evaluate(NATIVE[loss.level], tensors, upstream, **options)
     expected = oracle.expected(loss.level, tensors, upstream, **options)
     scales = natural_scales(tensors, upstream, options)
     # Last: a loss that overwrites its arguments must not spoil what it is held against.
@@ -113,6 +118,29 @@ def judge(loss: impls.Loss, case: Case, tensors: Tensors | None = None, about: s
             others[range(case.n), tensors["target"].clamp(0, case.v - 1)] = False
             parts = (tensor * others for tensor in (actual[name], native[name], right))
             compare(*parts, None, "input, but for the target's entries", case.dtype, where)
+
+
+def native_cross_entropy(input, target, weight=None, *, softcap=None, z_loss=0.0, **options):
+    """PyTorch's own loss, and by PyTorch's own functions the options that it lacks."""
+    x = input if softcap is None else softcap * torch.tanh(input / softcap)
+    value = F.cross_entropy(x, target, weight, **options)
+    if not z_loss:
+        return value
+    counted = target != options.get("ignore_index", -100)
+    squares = z_loss * x.logsumexp(1).square() * counted
+    if options.get("reduction") == "none":
+        return value + squares
+    if options.get("reduction") == "sum":
+        return value + squares.sum()
+    w = counted if weight is None else weight[target * counted] * counted
+    return value + squares.sum() / w.sum()
+
+
+def native_linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, **options):
+    return native_cross_entropy(F.linear(input, linear_weight, linear_bias), target, **options)
+
+
+NATIVE = {"logits": native_cross_entropy, "linear": native_linear_cross_entropy}
 
 
 def natural_scales(tensors: Tensors, upstream: Tensor, options: Mapping[str, Any]) -> Tensors:
@@ -211,6 +239,21 @@ def check_options(loss: impls.Loss) -> None:
                 ignored=(1, 3),
             ),
         )
+
+
+def check_softcap_and_z_loss(loss: impls.Loss) -> None:
+    """With a softcap the logits are c tanh(x/c); z_loss adds z lse², reduced as the loss is."""
+    offered = [name for name in ("softcap", "z_loss") if name in loss.options]
+    if not offered:
+        raise SkipTest("neither softcap nor z_loss")
+    for reduction, weighted in itertools.product(("mean", "sum", "none"), (False, True)):
+        case = Case(reduction=reduction, weighted=weighted, ignored=(1,), scale=3.0)
+        for name, value in (("softcap", 2.0), ("z_loss", 0.05)):
+            if name in offered:
+                judge(loss, replace(case, **{name: value}))
+    both = Case(softcap=5.0, z_loss=1e-3, label_smoothing=0.1, n=6, v=37, scale=10.0)
+    for dtype in loss.support.dtypes:
+        judge(loss, replace(both, dtype=dtype))
 
 
 def check_dtypes(loss: impls.Loss) -> None:
@@ -605,7 +648,7 @@ def check_autocast(loss: impls.Loss) -> None:
         tensors = case.tensors(loss)
         tensors["input"] = tensors["input"].to(dtype)  # its weights stay float32, as in training
         where = f"{case}; autocast, input {dtype}"
-        native = evaluate(impls.load(f"{loss.level}.builtin").fn, tensors)
+        native = evaluate(NATIVE[loss.level], tensors)
         actual = call(lambda: evaluate(loss.fn, tensors), where)  # noqa: B023  called at once
         expected = oracle.expected(loss.level, tensors, upstream, **options)
         rounding = "float32" if loss.level == "logits" and dtype == torch.float32 else "bfloat16"

@@ -2,6 +2,7 @@
 
 import functools
 
+import pytest
 import torch
 
 import impls
@@ -68,3 +69,26 @@ def test_linear_chunked_vocab_never_holds_all_logits() -> None:
     assert meters.peak_memory(chunked.forward, "cpu") < 0.3 * LOGITS
     gradients = LIMITS["linear"](chunked.tensors).gradient_bytes()
     assert meters.peak_memory(chunked.forward_backward, "cpu") < gradients + 0.3 * LOGITS
+
+
+def test_logits_fused_makes_the_gradient_and_no_more() -> None:
+    fused = step("logits.fused")
+    assert LOGITS <= meters.peak_memory(fused.forward_backward, "cpu") < 1.01 * LOGITS
+    assert meters.saved_memory(fused.forward, "cpu") < 0.01 * LOGITS
+
+
+def test_logits_fused_in_place_makes_no_logits_at_all() -> None:
+    assert meters.peak_memory(step("logits.fused_in_place").forward_backward, "cpu") < LOGITS / 100
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear_fused_holds_its_gradients_and_a_chunk_of_logits(dtype: str) -> None:
+    peaks = []
+    for tokens in (600, 1200):
+        tensors = workload(f"gpt2_text@{tokens}").tensors("linear", dtype)
+        fused = Step(impls.load("linear.fused"), tensors)
+        gradients = LIMITS["linear"](tensors).gradient_bytes()
+        peaks.append(meters.peak_memory(fused.forward_backward, "cpu") - gradients)
+        assert meters.saved_memory(fused.forward, "cpu") < 1.01 * gradients
+    assert max(peaks) < 66 * 2**20
+    assert peaks[1] < 1.34 * peaks[0]  # chunks are 300 and 400 tokens

@@ -56,7 +56,8 @@ class RowLosses(torch.autograd.Function):
         x_y = input.gather(1, y[:, None])
         q_y = at_y if everywhere is None else at_y + everywhere[y]
         at_target = (x_y - m - log_s).exp() * total - (q_y * grad_losses)[:, None]
-        grad.scatter_(1, y[:, None], at_target.to(grad.dtype))
+        # Not scatter_, which on a CPU copies a bfloat16 tensor twice (torch 2.13).
+        grad[torch.arange(len(y), device=y.device), y] = at_target.squeeze(1).to(grad.dtype)
         return grad, None, None, None
 
 

@@ -63,6 +63,12 @@ BUGS = {
     "detached": ("not_a_leaf", "the gradient goes no further than the input"),
     "autocast_value": ("autocast", "under autocast the value has the logits' dtype, not float32"),
     "sum_by_default": ("positional", "the default reduction is the sum"),
+    "softcap_is_clamp": ("softcap_and_z_loss", "softcap cuts the logits off"),
+    "softcap_backward": ("softcap_and_z_loss", "backward forgets the softcap"),
+    "z_loss_backward": ("softcap_and_z_loss", "backward forgets the z-loss"),
+    "z_loss_ignored": ("softcap_and_z_loss", "ignored rows have a z-loss"),
+    "z_loss_uncapped": ("softcap_and_z_loss", "the z-loss is that of the logits before softcap"),
+    "z_loss_unweighted": ("softcap_and_z_loss", "the mean's z-loss is divided by the count"),
 }
 
 _last: list[torch.Tensor] = []
@@ -181,7 +187,15 @@ def cross_entropy(bug):
     """The loss that has this bug; with ``None`` it has none."""
 
     def loss(
-        input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
+        input,
+        target,
+        weight=None,
+        *,
+        ignore_index=-100,
+        reduction="mean",
+        label_smoothing=0.0,
+        softcap=None,
+        z_loss=0.0,
     ):
         if input.dim() != 2 or reduction not in ("mean", "sum", "none"):
             raise ValueError(f"bad shape {tuple(input.shape)} or reduction {reduction!r}")
@@ -234,8 +248,26 @@ def cross_entropy(bug):
             everywhere = label_smoothing / classes * share
         if bug == "detached":
             input = input.detach().requires_grad_(input.requires_grad)
-        losses = Rows.apply(bug, input, y, counts, (1 - label_smoothing) * w[y], everywhere)
-        losses = losses.masked_fill(~counts, 0)
+        x = input
+        if softcap is not None:
+            x = softcap * torch.tanh(input.to(dtype) / softcap)
+        if bug == "softcap_is_clamp" and softcap is not None:
+            x = input.clamp(-softcap, softcap)
+        if bug == "softcap_backward":
+            x = input + (x - input).detach()
+        losses = Rows.apply(bug, x, y, counts, (1 - label_smoothing) * w[y], everywhere)
+        squares = torch.zeros_like(losses)
+        if z_loss:
+            of = input if bug == "z_loss_uncapped" else x
+            squares = z_loss * of.to(dtype).logsumexp(1).square()
+        if bug == "z_loss_backward":
+            squares = squares.detach()
+        if bug == "z_loss_unweighted" and reduction == "mean" and weight is not None:
+            squares = squares * (w[y] * counts).sum() / counts.sum()
+        if bug == "z_loss_ignored":
+            losses = losses.masked_fill(~counts, 0) + squares
+        else:
+            losses = (losses + squares).masked_fill(~counts, 0)
         if bug == "no_grad" and not torch.is_grad_enabled():
             losses = losses * 0
         if reduction == "mean":
