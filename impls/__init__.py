@@ -2,19 +2,23 @@
 
 The filesystem is the registry: a file's folder is its level, its name is its name, and the one
 function in it that bears PyTorch's name is its body. ``names()`` lists them, ``load(name)`` gives
-one to call:
+one to call. A name may fix options, as in a call: ``linear.fused(filter_eps=6e-5)``.
 
 >>> import impls
 >>> cross_entropy = impls.load("logits.eager").fn
 """
 
+import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from impls.loss import FUNCTIONS, Loss, Support
 
@@ -41,10 +45,16 @@ def names(folder: Path = Path(__file__).parent) -> list[str]:
 def load(name: str) -> Loss:
     """The implementation ``name``: one of ``names()``, or a path to a file of the same shape.
 
-    Raises ``UnknownImplementation`` if there is no such name or file, and ``Unavailable`` if a
-    third-party package that it imports is missing. Any other error in the file is a bug of it, and
-    stays as it is.
+    Either may be followed by options in brackets: ``linear.fused(softcap=30.0)`` is that loss with
+    that softcap, under that name. Raises ``UnknownImplementation`` if there is no such name, file
+    or option, and ``Unavailable`` if a third-party package that it imports is missing. Any other
+    error in the file is a bug of it, and stays as it is.
     """
+    if match := re.fullmatch(r"(.+?\.py|[\w.]+)(\(.*\))", name):
+        base, brackets = match.groups()
+        loss = load(base)
+        fn = functools.partial(loss.fn, **_options(name, brackets, loss.options))
+        return replace(loss, name=loss.name + brackets, fn=fn)
     is_path = name.endswith(".py")
     if is_path and not Path(name).is_file():
         raise UnknownImplementation(f"no file {name}")
@@ -65,6 +75,24 @@ def load(name: str) -> Loss:
     support = getattr(module, "support", Support())
     summary = (module.__doc__ or "").strip().partition("\n")[0]
     return Loss(name, level, getattr(module, FUNCTIONS[level]), support, summary)
+
+
+def _options(name: str, brackets: str, known: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        call = ast.parse(f"f{brackets}", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args:
+            raise ValueError
+        found = {str(given.arg): ast.literal_eval(given.value) for given in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise UnknownImplementation(
+            f"{name}: in brackets stand options, as in (softcap=30.0)"
+        ) from error
+    if unknown := sorted(found.keys() - set(known)):
+        raise UnknownImplementation(
+            f"{name}: no option {', '.join(unknown)}; there are {', '.join(known)}"
+        )
+    return found
 
 
 def _execute(file: Path) -> ModuleType:

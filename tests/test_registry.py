@@ -14,10 +14,13 @@ OURS = {
     "linear.builtin",
     "linear.chunked_vocab",
     "linear.compiled",
+    "linear.fused",
     "logits.builtin",
     "logits.chunked_vocab",
     "logits.compiled",
     "logits.eager",
+    "logits.fused",
+    "logits.fused_in_place",
 }
 
 
@@ -52,6 +55,30 @@ def test_options_are_the_signature() -> None:
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(impls.UnknownImplementation, match=r"did you mean logits\.eager"):
         impls.load("logits.eagre")
+
+
+def test_a_name_may_fix_options() -> None:
+    loss = impls.load("logits.eager(reduction='sum', label_smoothing=0.1)")
+    assert loss.name == "logits.eager(reduction='sum', label_smoothing=0.1)"
+    x, y = torch.randn(3, 5), torch.tensor([1, 2, 0])
+    expected = torch.nn.functional.cross_entropy(x, y, reduction="sum", label_smoothing=0.1)
+    assert loss.fn(x, y).item() == pytest.approx(expected.item())
+    assert loss.fn(x, y, reduction="none").shape == (3,)  # a caller's own options come first
+
+
+@pytest.mark.parametrize(
+    ("name", "lacking"),
+    [
+        ("logits.eager(softcap=3)", "no option softcap; there are weight, ignore_index"),
+        ("logits.eager(3)", r"in brackets stand options, as in \(softcap=30.0\)"),
+        ("logits.eager(reduction=)", "in brackets stand options"),
+        ("logits.eager(reduction=open('x'))", "in brackets stand options"),
+        ("logits.eagre(reduction='sum')", "did you mean logits.eager"),
+    ],
+)
+def test_options_that_cannot_be_fixed(name: str, lacking: str) -> None:
+    with pytest.raises(impls.UnknownImplementation, match=lacking):
+        impls.load(name)
 
 
 def test_a_strangers_file(tmp_path) -> None:
