@@ -6,6 +6,7 @@ has a usual N; ``name@N`` asks for another: ``gpt2_text@256``.
 
 import difflib
 import functools
+import itertools
 import pydoc_data.topics
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -18,8 +19,13 @@ import torch.nn.functional as F
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.model import CONTEXT, Model, linear_cross_entropy, train
 
 SENTENCE = "Hi, how are you? I am learning cross entropy loss and how it is related to entropy."
+
+TRAINING_STEPS = 40  # of gpt2_trained's model
 
 
 class UnknownWorkload(LookupError):
@@ -32,7 +38,7 @@ class Workload:
     tokens: int  # N
     hidden: int  # D
     vocab: int  # V
-    text: Path | None = None  # where gpt2_text's tokens come from; None: Python's own documentation
+    text: Path | None = None  # gpt2_text's and gpt2_trained's; None: Python's own documentation
 
     def tensors(self, level: str, dtype: str, device: str = "cpu") -> dict[str, Tensor]:
         """A loss's arguments by name, the same numbers in every run, rounded to ``dtype``.
@@ -55,6 +61,8 @@ class Workload:
             return notebook()
         # As when training begins: normalised hidden states, a weight of GPT-2's initial scale.
         generator = torch.Generator().manual_seed(0)
+        if self.name.startswith("gpt2_trained"):
+            return trained(self)
         if self.name.startswith("gpt2_text"):
             ids = tokens(self.text)[: self.tokens + 1]
             target = ids[1:]
@@ -82,6 +90,7 @@ WORKLOADS = {
         Workload("notebook", tokens=8, hidden=100, vocab=50257),
         Workload("gpt2_text", tokens=1024, hidden=768, vocab=50257),
         # D and V from the models' published configurations.
+        Workload("gpt2_trained", tokens=1024, hidden=768, vocab=50257),
         Workload("gpt2", tokens=1024, hidden=768, vocab=50257),
         Workload("llama3_8b", tokens=256, hidden=4096, vocab=128256),
         Workload("gemma2_2b", tokens=256, hidden=2304, vocab=256000),
@@ -91,7 +100,8 @@ WORKLOADS = {
 
 
 def workload(name: str, text: Path | None = None) -> Workload:
-    """The workload ``name`` or ``name@tokens``; ``text`` takes the place of gpt2_text's text.
+    """The workload ``name`` or ``name@tokens``; ``text`` takes the place of gpt2_text's and
+    gpt2_trained's.
 
     Raises ``UnknownWorkload``.
     """
@@ -104,7 +114,7 @@ def workload(name: str, text: Path | None = None) -> Workload:
         if base == "notebook":
             raise UnknownWorkload("the notebook has 8 tokens, no more and no fewer")
         found = replace(found, tokens=int(count))
-    if base == "gpt2_text":
+    if base in ("gpt2_text", "gpt2_trained"):
         if text is not None:
             found = replace(found, name=f"{name}:{text.name}", text=text)
         if len(tokens(text)) <= found.tokens:
@@ -153,6 +163,25 @@ def tokens(text: Path | None = None) -> Tensor:
     else:
         content = text.read_text(encoding="utf-8", errors="replace")
     return torch.tensor(tokenizer().encode_ordinary(content))
+
+
+@functools.cache
+def trained(found: Workload) -> tuple[Tensor, Tensor, Tensor]:
+    """The same text's first tokens, as a small GPT sees them after some steps of training on it.
+
+    By then it has learnt which of the 50257 tokens occur at all: the softmax is peaked.
+    """
+    ids = tokens(found.text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Model(found.vocab, found.hidden)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), fused=True)
+        steps = train(model, optimizer, ids, 8, linear_cross_entropy)
+        for _ in tqdm(itertools.islice(steps, TRAINING_STEPS), "training", TRAINING_STEPS, False):
+            pass
+    with torch.no_grad():
+        hidden = torch.cat([model(part[None]) for part in ids[: found.tokens].split(CONTEXT)])
+    return hidden, model.head.detach(), ids[1 : found.tokens + 1]
 
 
 def notebook() -> tuple[Tensor, Tensor, Tensor]:
