@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 import impls
 from benchmarks import meters
-from benchmarks.common import Step
 from benchmarks.limits import LIMITS, Limit
+from benchmarks.step import Step
 
 PASSES = ("forward", "backward", "forward_backward")
 ROUNDS = (9, 60)  # at least, at most

@@ -1,4 +1,4 @@
-"""``python -m reports [PATH ...]``: result files to tidy CSVs and a table."""
+"""Result files to tidy CSVs and a table; ``regressions`` first: when did which number rise?"""
 
 import argparse
 import sys
@@ -7,31 +7,21 @@ from pathlib import Path
 import pandas as pd
 
 from reports import tables
+from reports.history import ENVIRONMENT, QUANTITY, regressions
 from reports.results import COLUMNS, read
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
+    if argv[:1] == ["regressions"]:
+        return list_regressions(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
-    parser.add_argument(
-        "paths",
-        nargs="*",
-        type=Path,
-        metavar="PATH",
-        help="result files or folders of them: asv's, pytest-benchmark's, tidy CSVs "
-        f"(default: {', '.join(map(str, DEFAULT_PATHS))})",
-    )
+    add_paths(parser)
     parser.add_argument("--out", type=Path, default=Path("reports/out"), help="folder to write to")
     arguments = parser.parse_args(argv)
-    for path in arguments.paths:
-        if not path.exists():
-            parser.error(f"no file or folder {path}")
-    rows, notes = read(path for path in arguments.paths or DEFAULT_PATHS if path.exists())
-    for note in notes:
-        print(note, file=sys.stderr)
+    rows = read_all(parser, arguments.paths)
     if rows.empty:
-        print("no results: `make bench` or `python -m benchmarks` makes some", file=sys.stderr)
         return 1
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -48,5 +38,65 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def list_regressions(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m reports regressions",
+        description="At which commit did a number rise, and is it back? One line each, the worst "
+        "first. Exit 1 if one is open.",
+    )
+    add_paths(parser)
+    parser.add_argument(
+        "--margin", type=margin, default=0.05, help="the least rise to name (default: 0.05, 5 %%)"
+    )
+    arguments = parser.parse_args(argv)
+    rows = read_all(parser, arguments.paths)
+    if rows.empty:
+        return 2
+    found = regressions(rows, arguments.margin)
+    ours = [one for one in found if not one.environment]
+    for one in ours:
+        print(one)
+    shared = [one for one in found if one.environment]
+    if shared:
+        print("\nIts environment's, not the code's, as the other implementations rose too:")
+    for one in shared:
+        print(one)
+    still = sum(not one.mended for one in ours)
+    series = len(rows.drop_duplicates([*ENVIRONMENT, *QUANTITY, "impl"]))
+    print(f"{len(ours)} regressions, {still} open, in {series} series of {len(rows)} numbers")
+    return 1 if still else 0
+
+
+def margin(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a margin is between 0 and 1, as 0.05 for 5 %")
+    return value
+
+
+def add_paths(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=Path,
+        metavar="PATH",
+        help="result files or folders of them: asv's, pytest-benchmark's, tidy CSVs, "
+        f"Liger-Kernel's history (default: {', '.join(map(str, DEFAULT_PATHS))})",
+    )
+
+
+def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> pd.DataFrame:
+    """The rows of all of ``paths``; on stderr a line for each file that was passed over."""
+    for path in paths:
+        if not path.exists():
+            parser.error(f"no file or folder {path}")
+    rows, notes = read(path for path in paths or DEFAULT_PATHS if path.exists())
+    for note in notes:
+        print(note, file=sys.stderr)
+    if rows.empty:
+        print("no results: `make bench` or `python -m benchmarks` makes some", file=sys.stderr)
+    return rows
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Result files of any kind to one tidy DataFrame, a row a number.
 
-It reads asv's results (``.asv/results``), pytest-benchmark's JSON (``.benchmarks``) and tidy CSVs,
-those of ``python -m benchmarks`` and our own.
+It reads asv's results (``.asv/results``), pytest-benchmark's JSON (``.benchmarks``), tidy CSVs, as
+``python -m benchmarks`` writes them, and the history that Liger-Kernel publishes.
 """
 
 import itertools
@@ -97,6 +97,8 @@ def _read_csv(file: Path) -> pd.DataFrame:
         rows = pd.read_csv(file)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise NotResults(f"damaged CSV ({str(error).strip()})") from error
+    if "kernel_provider" in rows:
+        return _from_liger(rows)
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
         raise NotResults(f"no tidy CSV: it lacks {', '.join(missing)}")
@@ -104,6 +106,32 @@ def _read_csv(file: Path) -> pd.DataFrame:
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
     # The last row of a run that was killed may be half written.
     return rows.loc[rows["value"].notna() & rows["n"].notna(), COLUMNS].assign(source=file.name)
+
+
+LIGER = {
+    "gpu_name": "device",
+    "timestamp": "commit_date",
+    "kernel_provider": "impl",
+    "metric_unit": "unit",
+    "y_value_50": "value",
+    "y_value_20": "ci_low",
+    "y_value_80": "ci_high",
+}
+
+
+def _from_liger(rows: pd.DataFrame) -> pd.DataFrame:
+    """Liger-Kernel's ``benchmark.csv``, with a column for the commit; quantiles for intervals."""
+    missing = [name for name in (*LIGER, "commit", "metric_name", "x_value") if name not in rows]
+    if missing:
+        raise NotResults(f"no history of Liger-Kernel: it lacks {', '.join(missing)}")
+    size = rows["x_name"] + "=" + rows["x_value"].astype(str)
+    mode = rows["kernel_operation_mode"]
+    tidy = rows.rename(columns=LIGER).assign(
+        workload=rows["kernel_name"] + " " + size + " " + rows["extra_benchmark_config_str"],
+        metric=mode.where(rows["metric_name"] == "speed", mode + "_" + rows["metric_name"]),
+        n=1,
+    )
+    return tidy.reindex(columns=COLUMNS).assign(source="Liger-Kernel")
 
 
 def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -15,8 +15,9 @@ from asv_runner.benchmarks.mark import SkipNotImplemented
 
 import impls
 from benchmarks import oracle
-from benchmarks.common import PROFILES, Step, asv_step, is_importable, right
+from benchmarks.common import PROFILES, asv_step, is_importable, right
 from benchmarks.side_by_side import ROUNDS
+from benchmarks.step import Step
 from benchmarks.workloads import workload
 from reports.results import COLUMNS
 from tests.test_wrong import in_place

@@ -7,8 +7,8 @@ import torch
 
 import impls
 from benchmarks import meters
-from benchmarks.common import Step
 from benchmarks.limits import LIMITS
+from benchmarks.step import Step
 from benchmarks.workloads import workload
 
 LOGITS = 32 * 50257 * 4  # bytes of float32 logits for 32 tokens

@@ -4,7 +4,7 @@ import pytest
 
 import impls
 from benchmarks import environment
-from benchmarks.common import Step
+from benchmarks.step import Step
 from benchmarks.workloads import workload
 
 WORKLOAD, DTYPE = "gpt2_text@64", "float32"

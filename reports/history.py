@@ -1,0 +1,114 @@
+"""Steps in a history: the commit at which a series rose, and what else rose with it."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from asv.step_detect import detect_steps
+from scipy import stats
+
+# What a number's comparability rests on; series that differ in one of these are never mixed.
+ENVIRONMENT = ["source", "machine", "device", "torch", "threads", "allocator"]
+QUANTITY = ["workload", "dtype", "metric", "unit"]
+SEGMENT = 2  # commits at least on either side of a step: one alone proves nothing
+NOISE = 3.0  # times the noise floor that a step must rise
+
+
+@dataclass(frozen=True)
+class Regression:
+    cell: str
+    commit: str  # the first of the higher values
+    before: float
+    after: float
+    unit: str
+    confidence: float  # 1 - p of Mann-Whitney's test of the values before and after
+    mended: str  # the commit at which it was back within the margin; empty: it is open
+    shared: float  # the ratio by which the control series rose at the same commit
+    environment: bool  # without what is shared, the rise is within the margin
+
+    def __str__(self) -> str:
+        state = f"mended at {self.mended}" if self.mended else "open"
+        line = (
+            f"{self.cell}: {self.commit}: {self.before:.4g} → {self.after:.4g} {self.unit} "
+            f"({100 * (self.after / self.before - 1):+.1f} %), confidence "
+            f"{100 * self.confidence:.2f} %, {state}"
+        )
+        if self.environment:
+            return f"{line}; the others rose by {100 * (self.shared - 1):.1f} % with it"
+        return line
+
+
+def regressions(rows: pd.DataFrame, margin: float) -> list[Regression]:
+    """Every rise of more than ``margin`` (0.05: 5 %) in the history of a cell, the worst first.
+
+    Series are cut where asv's ``step_detect`` cuts them. Their controls are the series of the
+    other implementations at the same commits, in the same environment: by what these rise at the
+    median, it is the environment that rose. The noise floor is the larger of a series' own scatter
+    about its steps and its controls'.
+    """
+    found: list[Regression] = []
+    for _, group in rows.groupby([*ENVIRONMENT, *QUANTITY], dropna=False, sort=False):
+        logs = {
+            str(impl): np.log(one[one["value"] > 0].groupby("commit", sort=False)["value"].median())
+            for impl, one in _by_date(group).groupby("impl", sort=False)
+        }
+        cuts = {impl: detect_steps(list(series)) for impl, series in logs.items() if len(series)}
+        noise = {impl: _scatter(logs[impl], steps) for impl, steps in cuts.items()}
+        for impl, steps in cuts.items():
+            others = {name: logs[name] for name in cuts if name != impl}
+            floor = max(noise[impl], np.median([noise[name] for name in others]) if others else 0)
+            least = max(np.log1p(margin), NOISE * floor)
+            found += _rises(impl, group.iloc[0], logs[impl], steps, others, least, margin)
+    return sorted(found, key=lambda one: one.before / one.after * one.shared)
+
+
+def _by_date(rows: pd.DataFrame) -> pd.DataFrame:
+    dates = pd.to_datetime(rows["commit_date"], utc=True, errors="coerce")
+    return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
+
+
+def _scatter(series: pd.Series, steps: list[tuple[int, int, float, float, float]]) -> float:
+    parts = [series.iloc[left:right] for left, right, *_ in steps]
+    around = np.concatenate([part - part.median() for part in parts])
+    return float(stats.median_abs_deviation(around, scale="normal"))
+
+
+def _rises(
+    impl: str,
+    of: pd.Series,
+    series: pd.Series,
+    steps: list[tuple[int, int, float, float, float]],
+    others: dict[str, pd.Series],
+    least: float,
+    margin: float,
+) -> Iterator[Regression]:
+    parts = [series.iloc[left:right] for left, right, *_ in steps]
+    for index, (before, after) in enumerate(itertools.pairwise(parts)):
+        rise = after.median() - before.median()
+        if rise <= least or min(len(before), len(after)) < SEGMENT:
+            continue
+        shifts = [
+            other.reindex(after.index).median() - other.reindex(before.index).median()
+            for other in others.values()
+        ]
+        known = [shift for shift in shifts if np.isfinite(shift)]
+        shared = max(float(np.median(known)), 0.0) if known else 0.0
+        mended = [
+            part.index[0]
+            for part in parts[index + 2 :]
+            if part.median() <= before.median() + np.log1p(margin)
+        ]
+        yield Regression(
+            cell=" · ".join(map(str, of[["device", "workload", "dtype"]].dropna()))
+            + f" · {impl} · {of['metric']}",
+            commit=str(after.index[0]),
+            before=float(np.exp(before.median())),
+            after=float(np.exp(after.median())),
+            unit=str(of["unit"]),
+            confidence=1 - float(stats.mannwhitneyu(after, before, alternative="greater").pvalue),
+            mended=str(mended[0]) if mended else "",
+            shared=float(np.exp(shared)),
+            environment=rise - shared <= least,
+        )
