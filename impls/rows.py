@@ -2,8 +2,11 @@
 
 Each of the two is compiled to one loop over the rows, in which a row stays in cache. With softcap c
 the logits are c tanh(x/c), and the gradient has the factor 1 - tanh²(x/c); the z-loss z lse² adds
-2 z lse softmax(x) to it, lse being log Σ exp(x).
+2 z lse softmax(x) to it, lse being log Σ exp(x). An exponential costs more than to read or write a
+number: where there is room for them, they are kept.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,38 +18,64 @@ def cap(x: Tensor, softcap: float | None) -> Tensor:
     return x if softcap is None else softcap * torch.tanh(x / softcap)
 
 
+class Row(NamedTuple):
+    """What its gradient needs of each row beside x: (N, 1) each.
+
+    log Σ exp(x) is m + log_s. It is kept in two numbers, as rounding them into one would lose
+    digits of what is small.
+    """
+
+    m: Tensor
+    log_s: Tensor
+    x_y: Tensor
+
+
 def sums(
-    input: Tensor, everywhere: Tensor | None, softcap: float | None
+    input: Tensor, everywhere: Tensor | None, softcap: float | None, exps_out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of each row of x: its maximum m, Σ exp(x - m), and Σ q (x - m) for q everywhere."""
+    """Of each row of x: its maximum m, Σ exp(x - m), Σ q (x - m) for q everywhere.
+
+    exp(x - m) is written to ``exps_out``, which may be the input.
+    """
     x = cap(input.to(accumulation_dtype(input.dtype)), softcap)
     m = x.amax(1, keepdim=True)
+    exps = (x - m).exp()
     # Not its log: on a CPU that would be a loop of its own, and the rows would leave the cache.
-    s = (x - m).exp().sum(1, keepdim=True)
-    return m, s, None if everywhere is None else ((x - m) * everywhere).sum(1, keepdim=True)
+    s = exps.sum(1, keepdim=True)
+    t = None if everywhere is None else ((x - m) * everywhere).sum(1, keepdim=True)
+    if exps_out is not None:
+        exps_out.copy_(exps)
+    return m, s, t
 
 
 def softmax_minus_q(
+    p: Tensor,
     input: Tensor,
-    m: Tensor,
-    log_s: Tensor,
-    total: Tensor,
     upstream: Tensor,
     everywhere: Tensor | None,
     softcap: float | None,
 ) -> Tensor:
-    """The gradient of x, apart from what q has at the target alone."""
-    x = cap(input.to(accumulation_dtype(input.dtype)), softcap)
-    grad = (x - m - log_s).exp() * total
+    """The gradient of x, apart from what q has at the target alone; p is softmax(x) in full."""
     if everywhere is not None:
-        grad = grad - upstream * everywhere
+        p = p - upstream * everywhere
     if softcap is not None:
-        grad = grad * (1 - (x / softcap).square())
-    return grad.to(input.dtype)
+        p = p * (1 - (cap(input.to(p.dtype), softcap) / softcap).square())
+    return p
 
 
-def softmax_minus_q_in_place(input: Tensor, *others: Tensor | float | None) -> Tensor:
-    return input.copy_(softmax_minus_q(input, *others))  # type: ignore[arg-type]
+def from_exps(exps: Tensor, factor: Tensor, *others: Tensor | float | None) -> Tensor:
+    """exp(x - m) becomes the gradient."""
+    p = exps.to(factor.dtype) * factor
+    return exps.copy_(softmax_minus_q(p, *others))  # type: ignore[arg-type]
+
+
+def from_logits(
+    input: Tensor, m: Tensor, log_s: Tensor, total: Tensor, *others: Tensor | float | None
+) -> Tensor:
+    """The logits become their gradient."""
+    x = cap(input.to(m.dtype), others[-1])  # type: ignore[arg-type]
+    p = (x - m - log_s).exp() * total
+    return input.copy_(softmax_minus_q(p, *others))  # type: ignore[arg-type]
 
 
 def largest(x: Tensor) -> Tensor:
@@ -55,48 +84,56 @@ def largest(x: Tensor) -> Tensor:
 
 
 # With fullgraph, what cannot be compiled raises, rather than run uncompiled.
-compiled_sums, compiled_gradient, compiled_gradient_in_place, compiled_largest = (
+compiled_sums, compiled_from_exps, compiled_from_logits, compiled_largest = (
     torch.compile(function, fullgraph=True, recompile_limit=64)  # type: ignore[call-overload]
-    for function in (sums, softmax_minus_q, softmax_minus_q_in_place, largest)
+    for function in (sums, from_exps, from_logits, largest)
 )
 
 
 def losses(
-    input: Tensor, q: Q, softcap: float | None, z_loss: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of (N, V) logits: the (N,) losses and, as (N, 1), the rows' m and log Σ exp(x - m)."""
-    m, s, t = compiled_sums(input, q.everywhere, softcap)
-    log_s = s.log()
-    x_y = cap(input.gather(1, q.y[:, None]).to(m.dtype), softcap)
-    losses = -q.at_y * (x_y - m - log_s).squeeze(1)
+    input: Tensor,
+    q: Q,
+    softcap: float | None,
+    z_loss: float,
+    exps_out: Tensor | None = None,
+) -> tuple[Tensor, Row]:
+    """Of (N, V) logits the (N,) losses; exp(x - m) is written to ``exps_out``, if there is one."""
+    x_y = input.gather(1, q.y[:, None])
+    m, s, t = compiled_sums(input, q.everywhere, softcap, exps_out)
+    row = Row(m, s.log(), cap(x_y.to(m.dtype), softcap))
+    losses = -q.at_y * (row.x_y - m - row.log_s).squeeze(1)
     if q.everywhere is not None:
-        losses -= (t - q.everywhere.sum() * log_s).squeeze(1)
+        losses -= (t - q.everywhere.sum() * row.log_s).squeeze(1)
     if z_loss:
-        losses += z_loss * (m + log_s).squeeze(1).square()
-    return losses, m, log_s
+        losses += z_loss * (m + row.log_s).squeeze(1).square()
+    return losses, row
 
 
 def gradient(
     input: Tensor,
     q: Q,
-    m: Tensor,
-    log_s: Tensor,
+    row: Row,
     upstream: Tensor,
     softcap: float | None,
     z_loss: float,
-    in_place: bool = False,
+    exps: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of (N, V) logits, given that of the (N,) losses; ``in_place``, over them."""
-    y, upstream = q.y[:, None], upstream[:, None]
-    total = (q.total[:, None] + 2 * z_loss * (m + log_s)) * upstream
-    x_y = cap(input.gather(1, y).to(m.dtype), softcap)
+    """The gradient of (N, V) logits, given that of the (N,) losses, over ``exps`` or the logits.
+
+    With ``exps`` the input is read for a softcap alone.
+    """
+    upstream = upstream[:, None]
+    total = (q.total[:, None] + 2 * z_loss * (row.m + row.log_s)) * upstream
     # The target's entry apart: p - 1, from a p already rounded to bfloat16, would be lost.
     q_y = q.at_y if q.everywhere is None else q.at_y + q.everywhere[q.y]
-    at_y = (x_y - m - log_s).exp() * total - q_y[:, None] * upstream
+    at_y = (row.x_y - row.m - row.log_s).exp() * total - q_y[:, None] * upstream
     if softcap is not None:
-        at_y *= 1 - (x_y / softcap).square()
-    function = compiled_gradient_in_place if in_place else compiled_gradient
-    grad = function(input, m, log_s, total, upstream, q.everywhere, softcap)
+        at_y *= 1 - (row.x_y / softcap).square()
+    others = (input, upstream, q.everywhere, softcap)
+    if exps is None:
+        grad = compiled_from_logits(input, row.m, row.log_s, total, *others)
+    else:
+        grad = compiled_from_exps(exps, total * (-row.log_s).exp(), *others)
     # Not scatter_, which on a CPU copies a bfloat16 tensor twice (torch 2.13).
     grad[torch.arange(len(grad), device=grad.device), q.y] = at_y.squeeze(1).to(grad.dtype)
     return grad

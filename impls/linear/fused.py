@@ -80,10 +80,12 @@ def over_chunks(tensors, q, upstream, needs_grad, softcap, z_loss, filter_eps, a
         x = torch.mm(h, linear_weight.T, out=buffer[: len(h)])
         if linear_bias is not None:
             x += linear_bias
-        losses[part], m, log_s = rows.losses(x, of_part, softcap, z_loss)
+        # Over the logits, unless a softcap needs them. In half precision inductor does that badly.
+        exps = x if softcap is None and x.itemsize > 2 else None
+        losses[part], row = rows.losses(x, of_part, softcap, z_loss, exps)
         if upstream is None:
             continue
-        g = rows.gradient(x, of_part, m, log_s, upstream[part], softcap, z_loss, in_place=True)
+        g = rows.gradient(x, of_part, row, upstream[part], softcap, z_loss, exps)
         factors = (g, h, linear_weight, grad_input[part] if for_input else None, grad_weight)
         if filter_eps is None:
             multiply(*factors, beta=min(start, 1))
@@ -101,13 +103,11 @@ class Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx, input, linear_weight, linear_bias, y, at_y, everywhere, counted, norm, options
-    ):
-        tensors, q = (input, linear_weight, linear_bias), Q(y, at_y, everywhere)
+    def forward(ctx, input, weight, bias, y, at_y, everywhere, counted, norm, with_grads, *options):
+        tensors, q = (input, weight, bias), Q(y, at_y, everywhere)
         ctx.save_for_backward(*tensors, *q, counted, norm)
         ctx.options = options
-        share = counted / norm if norm is not None and any(ctx.needs_input_grad) else None
+        share = counted / norm if norm is not None and with_grads else None
         losses, ctx.grads = over_chunks(tensors, q, share, ctx.needs_input_grad, *options)
         return losses if norm is None else losses.masked_fill(~counted, 0).sum() / norm
 
@@ -122,7 +122,7 @@ class Loss(torch.autograd.Function):
             _, grads = over_chunks(tensors, q, share, ctx.needs_input_grad, *ctx.options)
         dtype, factor = tensors[0].dtype, 1 if norm is None else upstream
         grads = [None if grad is None else grad.mul_(factor).to(dtype) for grad in grads]
-        return *grads, None, None, None, None, None, None
+        return *grads, *[None] * 10
 
 
 def linear_cross_entropy(
@@ -149,7 +149,10 @@ def linear_cross_entropy(
         total = norm(target, weight, ignore_index, reduction, q.at_y.dtype)
     tensors = (input, linear_weight, linear_bias)
     options = (softcap, z_loss, filter_eps, accum_dtype)
-    value = Loss.apply(*tensors, *q, counted, total, options)
+    with_grads = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
+    value = Loss.apply(*tensors, *q, counted, total, with_grads, *options)
     if reduction == "none":
         value = value.masked_fill(~counted, 0)
     return value.to(result_dtype(input))
