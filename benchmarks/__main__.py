@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import impls
-from benchmarks import semantics, side_by_side
+from benchmarks import compare, semantics, side_by_side
 from benchmarks.common import Unmeasurable, check_device, check_timeable, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
 from benchmarks.workloads import WORKLOADS, UnknownWorkload, workload
@@ -16,8 +16,9 @@ USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSErr
 
 
 def main(argv: list[str]) -> int:
-    if argv[:1] == ["semantics"]:
-        return semantics_matrix(argv[1:])
+    commands = {"semantics": semantics_matrix, "compare": compare.main}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
     arguments = parse(argv)
     if arguments.allocator != allocator():
         restart(arguments.allocator, argv)
@@ -110,7 +111,8 @@ def add_impl(parser: argparse.ArgumentParser) -> None:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"{__doc__} `semantics` as the first word: what each does in odd cases.",
+        description=f"{__doc__} As the first word, `semantics`: what each does in odd cases; "
+        "`compare`: one revision against another.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_impl(parser)

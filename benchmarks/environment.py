@@ -18,6 +18,11 @@ PINNED_ALLOCATOR = {
 }
 
 
+# Of two processes with the same code one can be 5 % the slower, by the pages it happened to get:
+# with large ones asked for, both get them (reports/HISTORY.md). Needs glibc 2.35.
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
 def allocator(environment: Mapping[str, str] = os.environ) -> str:
     """What serves CPU memory to a process of ``environment``: "pinned", "default" or "custom"."""
     found = {name: value for name, value in environment.items() if name in PINNED_ALLOCATOR}
@@ -38,6 +43,33 @@ def describe(device: str) -> dict[str, str | int]:
         "threads": torch.get_num_threads(),
         "allocator": allocator(),
     }
+
+
+def comparable(device: str) -> dict[str, str | int]:
+    """What must be the same of two times for one to be called the slower."""
+    if device == "cuda":
+        hardware, driver = torch.cuda.get_device_name(), str(torch.version.cuda)
+    else:
+        hardware, driver = _cpu(), ""
+    large = os.environ.get("GLIBC_TUNABLES") == LARGE_PAGES["GLIBC_TUNABLES"]
+    return {
+        "machine": platform.node(),
+        "hardware": hardware,
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "allocator": allocator() + (", large pages" if large else ""),
+        "torch": torch.__version__,
+        "driver": driver,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _commit() -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Result files to tidy CSVs and a table; ``regressions`` first: when did which number rise?"""
+"""Result files to tidy CSVs and a table. Other reports have a first word: regressions, verdicts."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports import tables
+from reports import tables, verdicts
 from reports.history import ENVIRONMENT, QUANTITY, regressions
 from reports.results import COLUMNS, read
 
@@ -14,8 +14,9 @@ DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measur
 
 
 def main(argv: list[str]) -> int:
-    if argv[:1] == ["regressions"]:
-        return list_regressions(argv[1:])
+    commands = {"regressions": list_regressions, "verdicts": list_verdicts}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
     add_paths(parser)
     parser.add_argument("--out", type=Path, default=Path("reports/out"), help="folder to write to")
@@ -65,6 +66,28 @@ def list_regressions(argv: list[str]) -> int:
     series = len(rows.drop_duplicates([*ENVIRONMENT, *QUANTITY, "impl"]))
     print(f"{len(ours)} regressions, {still} open, in {series} series of {len(rows)} numbers")
     return 1 if still else 0
+
+
+def list_verdicts(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m reports verdicts",
+        description="The verdicts of `python -m benchmarks compare` again, from its raw pairs. "
+        "Exit 1 if something regressed or is wrong.",
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--margin", type=margin, help="another than it was measured with")
+    arguments = parser.parse_args(argv)
+    try:
+        rows = pd.read_csv(arguments.file)
+        missing = [column for column in verdicts.COLUMNS if column not in rows]
+        if missing:
+            raise ValueError(f"no pairs: it lacks {', '.join(missing)}")
+        table = verdicts.verdicts(rows, arguments.margin)
+    except (OSError, ValueError) as error:
+        print(f"{arguments.file}: {error}", file=sys.stderr)
+        return 2
+    print(verdicts.markdown(table))
+    return int(table["verdict"].isin(["regressed", "wrong"]).any())
 
 
 def margin(text: str) -> float:

@@ -1,0 +1,120 @@
+"""Verdicts on pairs: what is decided, what is left open, and how often wrongly."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reports.verdicts import (
+    ALPHA,
+    COLUMNS,
+    ENVIRONMENT,
+    PAIRS,
+    Incomparable,
+    effect,
+    markdown,
+    verdicts,
+)
+
+MARGIN = 0.02
+
+
+def rows(head: float, noise: float, pairs: int = 8, seed: int = 0, impl: str = "logits.mine"):
+    """Pairs in which the head takes ``head`` times as long as the base."""
+    rng = np.random.default_rng(seed)
+    slower = {"base": 1.0, "head": head, "control": 1.0, "planted": 1 + MARGIN + 0.01}
+    cells = [
+        {"role": role, "pair": pair, "block": block, "value": 10 * factor * bias * rest}
+        for pair in range(pairs)
+        for role, factor in slower.items()
+        for bias in [np.exp(rng.normal(0, noise))]
+        for block, rest in enumerate(1 + rng.exponential(0.02, 12))
+    ]
+    constant = dict.fromkeys(ENVIRONMENT, "same") | {"margin": MARGIN, "dtype": "float32"}
+    constant |= {"base": "a", "head": "b", "impl": impl, "metric": "forward", "unit": "ms"}
+    return pd.DataFrame(cells).assign(**constant).reindex(columns=COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("head", "verdict"), [(1.0, "equivalent"), (1.04, "regressed"), (0.95, "improved")]
+)
+def test_what_is_clear_is_decided(head: float, verdict: str) -> None:
+    [one] = verdicts(rows(head, 0.003)).itertuples()
+    assert one.verdict == verdict
+    assert one.low < one.ratio < one.high
+    assert one.ratio == pytest.approx(head, abs=0.01)
+
+
+def test_what_scatters_too_much_is_not_proven() -> None:
+    [one] = verdicts(rows(1.0, 0.08)).itertuples()
+    assert one.verdict == "unproven"
+
+
+def test_a_control_that_moves_takes_the_verdict_back() -> None:
+    moved = rows(1.04, 0.003)
+    moved.loc[moved["role"] == "control", "value"] *= 1.05
+    assert verdicts(moved)["verdict"].item() == "unproven"
+    blind = rows(1.04, 0.003)
+    blind.loc[blind["role"] == "planted", "value"] /= 1.03
+    assert verdicts(blind)["verdict"].item() == "unproven"
+
+
+def test_few_pairs_decide_nothing() -> None:
+    assert effect([0.1] * (PAIRS - 1), MARGIN).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("field", ENVIRONMENT)
+def test_different_environments_are_not_compared(field: str) -> None:
+    mixed = rows(1.0, 0.003)
+    mixed.loc[mixed["role"] == "head", field] = "another"
+    with pytest.raises(Incomparable, match=f"{field} differs, same and another"):
+        verdicts(mixed)
+
+
+def test_bytes_are_compared_to_the_byte_and_errors_with_their_budget() -> None:
+    cells = [("peak_memory", 100, 101), ("saved_memory", 100, 99), ("error", 0.2, 1.01)]
+    exact = pd.DataFrame(
+        {"impl": "x", "metric": metric, "role": role, "value": value, "unit": "bytes"}
+        for metric, base, head in cells
+        for role, value in (("base", base), ("head", head))
+    ).assign(**dict.fromkeys(ENVIRONMENT, "same"), margin=MARGIN, dtype="float32")
+    table = verdicts(exact.reindex(columns=COLUMNS))
+    assert list(table["verdict"]) == ["regressed", "improved", "wrong"]
+    assert "| 100 bytes | 101 bytes | +1 bytes | **regressed** |" in markdown(table)
+
+
+def test_one_false_verdict_among_many_cells_is_taken_back() -> None:
+    """Benjamini-Hochberg: what one cell alone may claim, one in sixty may not."""
+    barely = rows(1.0, 0.003, pairs=6, seed=1)
+    shift = next(
+        s for s in np.arange(1, 1.05, 0.0005) if verdicts(shifted(barely, s)).p.item() < ALPHA / 2
+    )
+    alone = shifted(barely, shift)
+    assert verdicts(alone)["verdict"].item() == "regressed"
+    others = [rows(1.0, 0.003, seed=n + 2, impl=f"logits.{n}") for n in range(60)]
+    among = verdicts(pd.concat([alone, *others])).set_index("impl")["verdict"]
+    assert among["logits.mine"] == "inconclusive"
+
+
+def shifted(frame: pd.DataFrame, factor: float) -> pd.DataFrame:
+    return frame.assign(value=frame["value"].where(frame["role"] != "head", frame.value * factor))
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_looking_after_every_pair_keeps_false_verdicts_rare(heavy: bool) -> None:
+    """The rule of stopping, simulated: up to 20 looks, a scatter of 1 %, light or heavy tails."""
+    rng = np.random.default_rng(0)
+
+    def found(change: float) -> list[str]:
+        noise = rng.standard_t(3, 20) / 3**0.5 if heavy else rng.standard_normal(20)
+        pairs = np.log1p(change) + 0.01 * noise
+        for looks in range(PAIRS, 21):
+            verdict = effect(pairs[:looks], MARGIN).verdict
+            if verdict != "inconclusive":
+                return verdict
+        return "inconclusive"
+
+    same = [found(0.0) for _ in range(400)]
+    assert same.count("regressed") + same.count("improved") <= 2
+    slower = [found(MARGIN) for _ in range(400)]
+    assert slower.count("regressed") >= 0.92 * 400
+    assert slower.count("equivalent") <= 0.05 * 400
