@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import impls
-from benchmarks import compare, semantics, side_by_side
+from benchmarks import calibrate, compare, semantics, side_by_side
 from benchmarks.common import Unmeasurable, check_device, check_timeable, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
 from benchmarks.workloads import WORKLOADS, UnknownWorkload, workload
@@ -16,7 +16,11 @@ USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSErr
 
 
 def main(argv: list[str]) -> int:
-    commands = {"semantics": semantics_matrix, "compare": compare.main}
+    commands = {
+        "semantics": semantics_matrix,
+        "compare": compare.main,
+        "calibrate": calibrate.main,
+    }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     arguments = parse(argv)
@@ -112,7 +116,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"{__doc__} As the first word, `semantics`: what each does in odd cases; "
-        "`compare`: one revision against another.",
+        "`compare`: one revision against another; `calibrate`: what that can see here.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_impl(parser)

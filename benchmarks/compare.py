@@ -2,26 +2,30 @@
 
 import argparse
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
 
 import impls
 from benchmarks.common import Unmeasurable, check_device, check_timeable, tensors
-from benchmarks.paired import Cell, Comparison, Row, WorkerFailed, append, measure
+from benchmarks.paired import Cell, Comparison, Row, append, comparison, pairs
+from benchmarks.processes import ProcessFailed
 from benchmarks.revisions import WORK_TREE, UnknownRevision
 from benchmarks.side_by_side import PASSES
 from benchmarks.workloads import UnknownWorkload, workload
+from impls.loss import FUNCTIONS
 
 USER_ERRORS = (
     impls.UnknownImplementation,
-    impls.Unavailable,
     UnknownRevision,
     UnknownWorkload,
     Unmeasurable,
-    WorkerFailed,
+    ProcessFailed,
     OSError,
 )
+ROLES = ("base", "head")
 
 
 def main(argv: list[str]) -> int:
@@ -29,28 +33,29 @@ def main(argv: list[str]) -> int:
     try:
         check_timeable()
         check_device(arguments.device)
-        with Comparison(arguments.base, arguments.head, arguments.device) as comparison:
-            return compare(comparison, arguments)
+        with comparison(
+            arguments.base, arguments.head, arguments.dtype, arguments.device
+        ) as revisions:
+            return compare(revisions, arguments)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
-def compare(comparison: Comparison, arguments: argparse.Namespace) -> int:
+def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from reports.verdicts import COLUMNS, markdown, verdicts
 
-    names = arguments.impl or runnable(comparison.changed(), arguments)
-    if not names:
-        print("no implementation that can be measured here differs; --impl measures one anyway")
-        return 0
-    cells = [Cell(name, pass_) for name in names for pass_ in arguments.passes]
-    give(comparison, names, arguments)
     commits = {
-        role: f"{comparison.names[role]} ({comparison.commits[role][:10]})"
-        for role in ("base", "head")
+        role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in ROLES
     }
+    names = arguments.impl or revisions.changed()
+    if names:
+        revisions.start(inputs(names, arguments))
     constant = commits | {
         "margin": arguments.margin,
         "workload": arguments.workload,
@@ -58,28 +63,45 @@ def compare(comparison: Comparison, arguments: argparse.Namespace) -> int:
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    measured = measure(
-        comparison, cells, arguments.dtype, arguments.margin, arguments.budget, decided
-    )
     interrupted = False
     try:
-        for row in append(arguments.out, progress(measured, len(cells)), constant, COLUMNS):
+        measured = progress(measure(revisions, names, arguments))
+        for row in append(arguments.out, measured, constant, COLUMNS):
             rows.append(row)
     except KeyboardInterrupt:
         interrupted = True
-        print("\ninterrupted", file=sys.stderr)
-    if not rows:
-        return 130
     table = verdicts(pd.DataFrame(rows, columns=COLUMNS))
+    if table.empty and not interrupted:
+        print("no implementation that can be measured here differs; --impl measures one anyway")
+        return 0
     print(f"{commits['base']} → {commits['head']}, margin {100 * arguments.margin:g} %\n")
     print(markdown(table))
     print(f"\n{len(rows)} rows in {arguments.out}")
     if interrupted:
-        return 130
+        raise KeyboardInterrupt
     if table["verdict"].isin(["regressed", "wrong"]).any():
         return 1
     undecided = table["verdict"].isin(["inconclusive", "unproven"]).any()
     return 3 if undecided and arguments.strict else 0
+
+
+def measure(
+    revisions: Comparison, names: list[str], arguments: argparse.Namespace
+) -> Iterator[Row]:
+    """Bytes and errors of each, then times of those whose gradients are right in both."""
+    cells = []
+    for name in names:
+        try:
+            rows = revisions.exact(name)
+        except Unmeasurable as reason:
+            if arguments.impl:
+                raise
+            tqdm.write(f"skipped: {reason}", file=sys.stderr)
+            continue
+        yield from rows
+        if all(row["value"] <= 1 for row in rows if row["metric"] == "error"):
+            cells += [Cell(name, pass_) for pass_ in arguments.passes]
+    yield from pairs(revisions, cells, arguments.margin, arguments.budget, decided)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -94,7 +116,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "head", metavar="HEAD", nargs="?", default=WORK_TREE, help="another; . is the working tree"
     )
     add_cell(parser)
-    parser.add_argument("--margin", type=margin, default=0.02, help="what counts as equivalent")
     parser.add_argument(
         "--budget", type=float, default=60.0, help="seconds a cell, after which it is inconclusive"
     )
@@ -127,6 +148,7 @@ def add_cell(parser: argparse.ArgumentParser) -> None:
         "--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16")
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--margin", type=margin, default=0.02, help="what counts as equivalent")
 
 
 def margin(text: str) -> float:
@@ -140,49 +162,38 @@ def decided(rows: list[Row], margin: float) -> set[Cell]:
     """The cells on which there is a verdict, and whose controls hold."""
     import pandas as pd
 
-    from reports.verdicts import effects, proven
+    from reports.verdicts import effects, log_ratios, proven
 
-    frame = pd.DataFrame(rows)
     done = set()
-    for (impl, metric), cell in frame[frame["unit"] == "ms"].groupby(["impl", "metric"]):
-        found = effects(cell, margin)
+    for (impl, metric), cell in pd.DataFrame(rows).groupby(["impl", "metric"]):
+        found = effects(log_ratios(cell), margin)
         if proven(found) and found["head"].verdict != "inconclusive":
             done.add(Cell(impl, metric))
     return done
 
 
-def runnable(names: list[str], arguments: argparse.Namespace) -> list[str]:
-    """Those that run here as asked; a line for each that does not."""
-    found = []
-    for name in names:
-        try:
-            loss = impls.load(name)
-        except impls.Unavailable as reason:
-            print(f"skipped: {name} {reason}", file=sys.stderr)
-            continue
-        support = loss.support
-        if arguments.device in support.devices and arguments.dtype in support.dtypes:
-            found.append(name)
-    return found
-
-
-def give(comparison: Comparison, names: list[str], arguments: argparse.Namespace) -> None:
+def inputs(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each level that ``names`` are of. The names alone say which these are: the
+    files may be broken, and are for other processes to import."""
+    levels = sorted({name.partition(".")[0] for name in names})
+    for level in levels:
+        if level not in FUNCTIONS:
+            raise impls.UnknownImplementation(
+                f"{level!r} is no level: to compare are names that `python -m impls` lists"
+            )
     chosen = workload(arguments.workload)
-    levels = {impls.load(name).level for name in names}
-    comparison.give(
-        {level: tensors(chosen, level, arguments.dtype, arguments.device) for level in levels}
-    )
+    return {level: tensors(chosen, level, arguments.dtype, arguments.device) for level in levels}
 
 
-def progress(rows: Iterator[Row], cells: int) -> Iterator[Row]:
-    """``rows`` again, with a line on stderr that says how far it is."""
-    start, pairs = time.monotonic(), 0
-    for row in rows:
-        if row.get("pair") is not None and row["pair"] + 1 > pairs:
-            pairs = row["pair"] + 1
-        if sys.stderr.isatty():
-            seconds = time.monotonic() - start
-            print(f"\r{cells} cells, pair {pairs}, {seconds:.0f} s", end="", file=sys.stderr)
-        yield row
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+def short(commit: str) -> str:
+    return commit[:10] + ("+" if commit.endswith("+") else "")
+
+
+def progress(rows: Iterable[Row]) -> Iterator[Row]:
+    """``rows`` again, with a bar that says how far it is."""
+    with tqdm(desc="measuring", unit=" blocks", leave=False, disable=None) as bar:
+        for row in rows:
+            at = f"{row['impl']} {row['metric']}, pair {row.get('pair', 0) + 1}"
+            bar.set_postfix_str(at, refresh=False)
+            bar.update()
+            yield row

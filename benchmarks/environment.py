@@ -22,6 +22,10 @@ PINNED_ALLOCATOR = {
 # with large ones asked for, both get them (reports/HISTORY.md). Needs glibc 2.35.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
+# A process that was idle finds its threads on one core now and then, for tens of milliseconds in
+# which a call takes up to twice as long. Bound, each has a core from the first call on.
+BOUND_THREADS = {"OMP_PROC_BIND": "true"}
+
 
 def allocator(environment: Mapping[str, str] = os.environ) -> str:
     """What serves CPU memory to a process of ``environment``: "pinned", "default" or "custom"."""
@@ -48,19 +52,29 @@ def describe(device: str) -> dict[str, str | int]:
 def comparable(device: str) -> dict[str, str | int]:
     """What must be the same of two times for one to be called the slower."""
     if device == "cuda":
-        hardware, driver = torch.cuda.get_device_name(), str(torch.version.cuda)
+        hardware, driver = torch.cuda.get_device_name(), _driver()
     else:
         hardware, driver = _cpu(), ""
-    large = os.environ.get("GLIBC_TUNABLES") == LARGE_PAGES["GLIBC_TUNABLES"]
+    large = os.environ.items() >= LARGE_PAGES.items()
+    bound = os.environ.items() >= BOUND_THREADS.items()
     return {
         "machine": platform.node(),
         "hardware": hardware,
         "isa": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
+        "threads": str(torch.get_num_threads()) + (", bound" if bound else ""),
         "allocator": allocator() + (", large pages" if large else ""),
         "torch": torch.__version__,
         "driver": driver,
     }
+
+
+def _driver() -> str:
+    """NVIDIA's driver, as its kernel module tells, and the CUDA that torch was built with."""
+    try:
+        first, *_ = Path("/proc/driver/nvidia/version").read_text().splitlines()
+    except (OSError, ValueError):
+        first = "driver unknown"
+    return f"{first}, CUDA {torch.version.cuda}"
 
 
 def _cpu() -> str:

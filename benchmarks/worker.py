@@ -1,46 +1,67 @@
-"""A process that holds one revision of ``impls``, and measures when it is asked.
+"""Processes that hold a revision of ``impls`` each, and measure when they are asked.
 
-``python -P -m benchmarks.worker FOLDER DEVICE``; PYTHONPATH has the revision's folder, then this
-project's. Requests come as lines of JSON on stdin, answers go as lines of JSON to stdout.
+``python -P -m benchmarks.worker FOLDER DEVICE FD`` imports torch, reads the tensors in FOLDER, and
+forks one of itself for each message on its socket FD: a folder that holds an ``impls``, and with it
+another socket. On that, requests come to the new process as lines of JSON, and its answers go back
+so. ``benchmarks.processes`` asks.
 """
 
 import json
 import os
 import random
 import shutil
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.compile_fx  # here it is imported once, and not in each process
+from torch import Tensor
 
-import impls
 from benchmarks import meters
 from benchmarks.environment import comparable
-from benchmarks.step import Step
+
+PADDING = 64, 2**20  # bytes, and how many of these at the most
+
+Given = dict[str, dict[str, Tensor]]  # a level's tensors
 
 
 class Worker:
-    def __init__(self, folder: Path, device: str):
-        self.folder, self.device = folder, device
-        self.steps: dict[str, Step] = {}
-        self.random = random.Random()
-        self.padding: torch.Tensor | None = None
+    def __init__(self, given: Given, device: str):
+        # Not above: these import impls, which is there since the fork.
+        from benchmarks.common import Unmeasurable, load
+        from benchmarks.step import Step
+        from impls import UnknownImplementation
 
-    def step(self, impl: str) -> Step:
-        if impl not in self.steps:
-            loss = impls.load(impl)
-            tensors = torch.load(self.folder / f"{loss.level}.pt", map_location=self.device)
-            self.steps[impl] = Step(loss, tensors)
-        return self.steps[impl]
+        self.load, self.new_step = load, Step
+        self.cannot = Unmeasurable, UnknownImplementation
+        self.device = device
+        self.given = {
+            level: {name: tensor.to(device) for name, tensor in tensors.items()}
+            for level, tensors in given.items()
+        }
+        self.steps: dict[tuple[str, str], Any] = {}
+        self.random = random.Random()
+        self.padding: Tensor | None = None
+
+    def step(self, impl: str, dtype: str) -> Any:
+        if (impl, dtype) not in self.steps:
+            loss = self.load(impl, dtype, self.device)
+            self.steps[impl, dtype] = self.new_step(loss, self.given[loss.level])
+        return self.steps[impl, dtype]
 
     def environment(self) -> dict[str, Any]:
         return comparable(self.device)
 
     def exact(self, impl: str, dtype: str) -> dict[str, Any]:
         """What has no noise: bytes, and how far the gradients are off, and may be."""
-        step = self.step(impl)
+        try:
+            step = self.step(impl, dtype)
+        except self.cannot as reason:
+            return {"unmeasurable": str(reason)}
         expected = step.expected()
         return {
             "errors": step.errors(expected),
@@ -49,18 +70,29 @@ class Worker:
             "saved_memory": meters.saved_memory(step.forward, self.device),
         }
 
-    def block(self, impl: str, pass_: str, calls: int, delay: float) -> dict[str, Any]:
+    def block(
+        self, impl: str, dtype: str, pass_: str, warm_up: float, calls: int, delay: float, seed: int
+    ) -> list[float]:
         """Seconds of each of ``calls``, in each of which ``delay`` seconds are waited.
 
-        The first call, not counted, brings the caches back that another process had.
-        """
-        step = self.step(impl)
-        self.padding = None
-        self.padding = torch.empty(2**18 + 64 * self.random.randrange(2**12), dtype=torch.uint8)
-        self.call(step, pass_, 0.0)
-        return {"seconds": [self.call(step, pass_, delay) for _ in range(calls)]}
+        They come after one call that does not count, and more until ``warm_up`` seconds are over.
 
-    def call(self, step: Step, pass_: str, delay: float) -> float:
+        Where what a loss allocates lies in memory can be a tenth of its time. It is ``seed``'s to
+        say: two processes of the same code that are asked the same, in the same order, have it
+        alike, and over many blocks it is everywhere.
+        """
+        step = self.step(impl, dtype)
+        self.random.seed(seed)
+        size, most = PADDING
+        self.padding = None
+        self.padding = torch.empty(size * self.random.randrange(most), dtype=torch.uint8)
+        warm = time.perf_counter() + warm_up
+        self.call(step, pass_, 0.0)
+        while time.perf_counter() < warm:
+            self.call(step, pass_, 0.0)
+        return [self.call(step, pass_, delay) for _ in range(calls)]
+
+    def call(self, step: Any, pass_: str, delay: float) -> float:
         made: Any = step.forward() if pass_ == "backward" else None
 
         def run() -> Any:
@@ -75,20 +107,41 @@ class Worker:
         return meters.seconds(run, self.device)
 
 
-def main(folder: str, device: str) -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a loss prints is no answer
-    worker = Worker(Path(folder), device)
-    try:
-        for line in sys.stdin:
+def serve(source: str, channel: socket.socket, given: Given, device: str) -> None:
+    """Answer requests until the channel is closed."""
+    sys.path.insert(0, source)
+    worker = None
+    with channel.makefile("rw") as lines:
+        for line in lines:
             request = json.loads(line)
             try:
-                answer = getattr(worker, request.pop("do"))(**request)
+                worker = worker or Worker(given, device)
+                answer = {"answer": getattr(worker, request.pop("do"))(**request)}
             except Exception as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
-            print(json.dumps(answer), file=answers, flush=True)
-    finally:  # who asked ends this process by killing it: it is only here if that one was killed
-        shutil.rmtree(folder, ignore_errors=True)
+            print(json.dumps(answer), file=lines, flush=True)
+
+
+def main(folder: str, device: str, fd: str) -> None:
+    os.dup2(2, 1)  # what a loss prints is no answer
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
+    # Read before any fork, so that all read them at the same place, and never on a device: CUDA
+    # does not survive a fork.
+    given = {file.stem: torch.load(file, map_location="cpu") for file in Path(folder).glob("*.pt")}
+    with socket.socket(fileno=int(fd)) as control:
+        while True:
+            source, channels, _, _ = socket.recv_fds(control, 4096, 1)
+            if not source:
+                break
+            if os.fork() == 0:
+                control.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                serve(source.decode(), socket.socket(fileno=channels[0]), given, device)
+                os._exit(0)
+            os.close(channels[0])
+            control.send(b".")
+    # Who asked kills this process when it is done: it is only here if that one was killed itself.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

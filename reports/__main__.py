@@ -1,4 +1,5 @@
-"""Result files to tidy CSVs and a table. Other reports have a first word: regressions, verdicts."""
+"""Result files to tidy CSVs and a table. Other reports have a first word: regressions, verdicts,
+calibration."""
 
 import argparse
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports import tables, verdicts
+from reports import calibration, tables, verdicts
 from reports.history import ENVIRONMENT, QUANTITY, regressions
 from reports.results import COLUMNS, read
 
@@ -14,7 +15,11 @@ DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measur
 
 
 def main(argv: list[str]) -> int:
-    commands = {"regressions": list_regressions, "verdicts": list_verdicts}
+    commands = {
+        "regressions": list_regressions,
+        "verdicts": list_verdicts,
+        "calibration": show_calibration,
+    }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
@@ -78,16 +83,41 @@ def list_verdicts(argv: list[str]) -> int:
     parser.add_argument("--margin", type=margin, help="another than it was measured with")
     arguments = parser.parse_args(argv)
     try:
-        rows = pd.read_csv(arguments.file)
-        missing = [column for column in verdicts.COLUMNS if column not in rows]
-        if missing:
-            raise ValueError(f"no pairs: it lacks {', '.join(missing)}")
-        table = verdicts.verdicts(rows, arguments.margin)
+        table = verdicts.verdicts(read_pairs(arguments.file), arguments.margin)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
         return 2
     print(verdicts.markdown(table))
     return int(table["verdict"].isin(["regressed", "wrong"]).any())
+
+
+def show_calibration(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m reports calibration",
+        description="The table of `python -m benchmarks calibrate` again, from its raw pairs.",
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--margin", type=margin, default=0.02)
+    parser.add_argument("--pairs", type=int, default=6, help="that a comparison may take")
+    arguments = parser.parse_args(argv)
+    try:
+        table = calibration.calibration(
+            read_pairs(arguments.file), arguments.margin, arguments.pairs
+        )
+    except (OSError, ValueError) as error:
+        print(f"{arguments.file}: {error}", file=sys.stderr)
+        return 2
+    print(calibration.markdown(table, arguments.margin, arguments.pairs))
+    return 0
+
+
+def read_pairs(file: Path) -> pd.DataFrame:
+    """The raw pairs in ``file``. Raises ``ValueError`` if it is another kind of CSV."""
+    rows = pd.read_csv(file)
+    missing = [column for column in verdicts.COLUMNS if column not in rows]
+    if missing:
+        raise ValueError(f"no pairs: it lacks {', '.join(missing)}")
+    return rows
 
 
 def margin(text: str) -> float:

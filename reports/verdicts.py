@@ -2,21 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+CELL = ["workload", "dtype", "impl", "metric"]
 ENVIRONMENT = ["machine", "hardware", "isa", "threads", "allocator", "torch", "driver"]
 COLUMNS = [
     *ENVIRONMENT,
     *("base", "head", "margin", "workload", "dtype"),
-    *("impl", "metric", "unit", "role", "pair", "block", "value"),
+    *("impl", "metric", "unit", "role", "pair", "round", "value"),
 ]
 # Of one look at one cell, which is looked at after each pair and may be decided at each look: what
 # that comes to over twenty looks, tests/test_verdicts.py simulates.
 ALPHA = 0.005
 PAIRS = 4  # at least, before a look
+ROLES = ("head", "control", "planted")
 FALSE_DISCOVERIES = 0.01  # of all cells called regressed or improved, by Benjamini-Hochberg
 
 
@@ -44,7 +47,8 @@ def effect(pairs: Sequence[float], margin: float) -> Effect:
     """
     limit = np.log1p(margin)
     if len(pairs) < PAIRS:
-        return Effect(float(np.mean(pairs)), -np.inf, np.inf, 1.0, "inconclusive")
+        mean = float(np.mean(pairs)) if len(pairs) else np.nan
+        return Effect(mean, -np.inf, np.inf, 1.0, "inconclusive")
     test = stats.ttest_1samp(pairs, 0.0)
     low, high = test.confidence_interval(1 - 2 * ALPHA)
     mean = float(np.mean(pairs))
@@ -61,14 +65,18 @@ def effect(pairs: Sequence[float], margin: float) -> Effect:
     return Effect(mean, float(low), float(high), float(p), verdict)
 
 
-def effects(rows: pd.DataFrame, margin: float) -> dict[str, Effect]:
-    """Of one cell's rows: the effect of the head, the control and the planted slowdown.
+def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of one cell's rows, a row for each pair of processes: log(time / the base's) of each role.
 
-    A process's time is the lower quartile of its blocks': what disturbs a block only adds to it.
+    It is the median over the rounds, each of which compares the two as they were measured in turn.
     """
-    times = rows.groupby(["pair", "role"])["value"].quantile(0.25).unstack("role").dropna()
-    logs = np.log(times).sub(np.log(times["base"]), axis=0)
-    return {role: effect(logs[role].to_numpy(), margin) for role in ("head", "control", "planted")}
+    logs = np.log(rows.set_index(["pair", "round", "role"])["value"]).unstack("role")
+    return logs.reindex(columns=list(ROLES)).sub(logs["base"], axis=0).groupby("pair").median()
+
+
+def effects(logs: pd.DataFrame, margin: float) -> dict[str, Effect]:
+    """The effect of the head, the control and the planted slowdown, of their ``log_ratios``."""
+    return {role: effect(logs[role].dropna().to_numpy(), margin) for role in ROLES}
 
 
 def proven(found: dict[str, Effect]) -> bool:
@@ -77,24 +85,25 @@ def proven(found: dict[str, Effect]) -> bool:
 
 
 def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
-    """A row for each cell: impl, metric, verdict, base, head, ratio, low, high, pairs.
+    """A row for each cell: what it is, verdict, base, head, ratio, low, high, pairs.
 
     Raises ``Incomparable`` if a cell's numbers are of different environments.
     """
     out = []
-    for (impl, metric, dtype), cell in rows.groupby(["impl", "metric", "dtype"], sort=False):
+    for names, cell in rows.groupby(CELL, sort=False):
+        one: dict[str, Any] = dict(zip(CELL, names, strict=True))
         for field in ENVIRONMENT:
             if cell[field].nunique(dropna=False) > 1:
                 both = " and ".join(map(str, cell[field].unique()))
-                raise Incomparable(f"{impl} {metric}: {field} differs, {both}")
+                raise Incomparable(f"{one['impl']} {one['metric']}: {field} differs, {both}")
         least = float(cell["margin"].iloc[0]) if margin is None else margin
         medians = cell.groupby("role")["value"].median()
-        one = {"impl": impl, "metric": metric, "dtype": dtype, "unit": cell["unit"].iloc[0]}
+        one["unit"] = cell["unit"].iloc[0]
         one |= {"base": medians.get("base"), "head": medians.get("head")}
         if cell["pair"].isna().all():
-            out.append(one | exact(metric, one["base"], one["head"]))
+            out.append(one | exact(one["metric"], one["base"], one["head"]))
             continue
-        found = effects(cell, least)
+        found = effects(log_ratios(cell), least)
         head = found["head"]
         verdict = head.verdict if proven(found) else "unproven"
         times = {"ratio": np.exp(head.mean), "low": np.exp(head.low), "high": np.exp(head.high)}

@@ -1,0 +1,74 @@
+"""``python -m benchmarks calibrate``: how often is ``compare`` wrong here, and what can it see?"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.common import check_device, check_timeable
+from benchmarks.compare import USER_ERRORS, add_cell, inputs, progress
+from benchmarks.paired import Cell, Row, append, comparison
+from benchmarks.revisions import WORK_TREE
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse(argv)
+    import pandas as pd
+
+    from reports.calibration import calibration, markdown
+    from reports.verdicts import COLUMNS
+
+    of = {"base": WORK_TREE, "head": WORK_TREE}
+    constant = of | {name: getattr(arguments, name) for name in ("margin", "workload", "dtype")}
+    rows: list[Row] = []
+    interrupted = False
+    try:
+        check_timeable()
+        check_device(arguments.device)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        for row in append(arguments.out, progress(same_against_same(arguments)), constant, COLUMNS):
+            rows.append(row)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        interrupted = True
+        print("\ninterrupted", file=sys.stderr)
+    found = calibration(pd.DataFrame(rows, columns=COLUMNS), arguments.margin, arguments.pairs)
+    print(markdown(found, arguments.margin, arguments.pairs))
+    print(f"\n{len(rows)} rows in {arguments.out}")
+    return 130 if interrupted else 0
+
+
+def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Rows of the working tree's ``impls`` against themselves, each comparison begun afresh."""
+    cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
+    tensors = inputs(arguments.impl, arguments)
+    for number in range(-(-arguments.comparisons // len(cells))):
+        with comparison(WORK_TREE, WORK_TREE, arguments.dtype, arguments.device) as revisions:
+            revisions.start(tensors)
+            for pair in range(arguments.pairs):
+                yield from revisions.pair(number * arguments.pairs + pair, cells, arguments.margin)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks calibrate",
+        description=f"{__doc__} The same code against itself, over and over; with what a change "
+        "would have added to the same measurements.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_cell(parser)
+    parser.add_argument("--comparisons", type=int, default=200, help="in all cells together")
+    parser.add_argument("--pairs", type=int, default=6, help="of processes, in a comparison")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/out/calibration.csv"),
+        metavar="FILE",
+        help="the raw pairs, for `python -m reports calibration FILE`",
+    )
+    arguments = parser.parse_args(argv)
+    arguments.impl = arguments.impl or ["logits.builtin", "logits.eager"]
+    arguments.passes = arguments.passes or ["forward"]
+    return arguments
