@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     arguments = parse(argv)
     import pandas as pd
 
-    from reports.calibration import calibration, markdown
+    from reports.calibration import calibration, markdown, record
     from reports.verdicts import COLUMNS
 
     of = {"base": WORK_TREE, "head": WORK_TREE}
@@ -34,10 +34,13 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         interrupted = True
         print("\ninterrupted", file=sys.stderr)
-    found = calibration(pd.DataFrame(rows, columns=COLUMNS), arguments.margin, arguments.pairs)
-    print(markdown(found, arguments.margin, arguments.pairs))
-    print(f"\n{len(rows)} rows in {arguments.out}")
-    return 130 if interrupted else 0
+    pairs = pd.DataFrame(rows, columns=COLUMNS)
+    found = calibration(pairs, arguments.margin, [arguments.pairs, 4 * arguments.pairs])
+    print(f"{markdown(found)}\n\n{len(rows)} rows in {arguments.out}")
+    if interrupted:
+        return 130
+    record(found)
+    return 0
 
 
 def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
@@ -54,13 +57,14 @@ def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks calibrate",
-        description=f"{__doc__} The same code against itself, over and over; with what a change "
-        "would have added to the same measurements.",
+        description=f"{__doc__} The same code against itself, over and over, and what a slowdown "
+        "would have added to the same measurements. The table is kept in reports/calibration.csv, "
+        "from where `compare` quotes it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_cell(parser)
     parser.add_argument("--comparisons", type=int, default=200, help="in all cells together")
-    parser.add_argument("--pairs", type=int, default=6, help="of processes, in a comparison")
+    parser.add_argument("--pairs", type=int, default=8, help="of processes, in a comparison")
     parser.add_argument(
         "--out",
         type=Path,

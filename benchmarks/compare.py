@@ -1,6 +1,7 @@
 """``python -m benchmarks compare BASE [HEAD]``: did the change make it slower, heavier or wrong?"""
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> int:
 def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     import pandas as pd
 
+    from reports.calibration import statement
     from reports.verdicts import COLUMNS, markdown, verdicts
 
     commits = {
@@ -65,17 +67,20 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     rows: list[Row] = []
     interrupted = False
     try:
-        measured = progress(measure(revisions, names, arguments))
+        measured = progress(measure(revisions, names, arguments, constant))
         for row in append(arguments.out, measured, constant, COLUMNS):
             rows.append(row)
     except KeyboardInterrupt:
         interrupted = True
     table = verdicts(pd.DataFrame(rows, columns=COLUMNS))
-    if table.empty and not interrupted:
+    if table.empty:
+        if interrupted:
+            raise KeyboardInterrupt
         print("no implementation that can be measured here differs; --impl measures one anyway")
         return 0
     print(f"{commits['base']} → {commits['head']}, margin {100 * arguments.margin:g} %\n")
     print(markdown(table))
+    print(f"\n{statement(rows[0], arguments.margin)}")
     print(f"\n{len(rows)} rows in {arguments.out}")
     if interrupted:
         raise KeyboardInterrupt
@@ -86,7 +91,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
 
 
 def measure(
-    revisions: Comparison, names: list[str], arguments: argparse.Namespace
+    revisions: Comparison, names: list[str], arguments: argparse.Namespace, constant: Row
 ) -> Iterator[Row]:
     """Bytes and errors of each, then times of those whose gradients are right in both."""
     cells = []
@@ -101,7 +106,13 @@ def measure(
         yield from rows
         if all(row["value"] <= 1 for row in rows if row["metric"] == "error"):
             cells += [Cell(name, pass_) for pass_ in arguments.passes]
-    yield from pairs(revisions, cells, arguments.margin, arguments.budget, decided)
+    yield from pairs(
+        revisions,
+        cells,
+        arguments.margin,
+        arguments.budget,
+        functools.partial(decided, constant=constant),
+    )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -158,18 +169,15 @@ def margin(text: str) -> float:
     return value
 
 
-def decided(rows: list[Row], margin: float) -> set[Cell]:
-    """The cells on which there is a verdict, and whose controls hold."""
+def decided(rows: list[Row], constant: Row) -> set[Cell]:
+    """The cells on which there is a verdict that holds among so many, and whose controls hold."""
     import pandas as pd
 
-    from reports.verdicts import effects, log_ratios, proven
+    from reports.verdicts import verdicts
 
-    done = set()
-    for (impl, metric), cell in pd.DataFrame(rows).groupby(["impl", "metric"]):
-        found = effects(log_ratios(cell), margin)
-        if proven(found) and found["head"].verdict != "inconclusive":
-            done.add(Cell(impl, metric))
-    return done
+    table = verdicts(pd.DataFrame(rows).assign(**constant))
+    done = table[~table["verdict"].isin(["inconclusive", "unproven"])]
+    return {Cell(one.impl, one.metric) for one in done.itertuples()}
 
 
 def inputs(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, Tensor]]:

@@ -30,7 +30,7 @@ from benchmarks.revisions import export
 
 TURNS = (0, 1, 2, 0, 2, 1)  # two rounds
 BLOCK = 3, 0.01  # calls and seconds, at least
-SECONDS = 1.2  # about, of a pair for each cell
+SECONDS = 0.9  # about, of a pair for each cell
 MOST_ROUNDS = 60
 FIRST_CALLS = 4  # of a process: the heap still grows, and they take five times as long
 # Seconds before a block: another process's threads still spin, and the caches are its own.
@@ -154,7 +154,7 @@ def pairs(
     cells: list[Cell],
     margin: float,
     budget: float,
-    decided: Callable[[list[Row], float], set[Cell]],
+    decided: Callable[[list[Row]], set[Cell]],
 ) -> Iterator[Row]:
     """Rows of times until ``decided`` has every cell, or ``budget`` seconds a cell are over."""
     rows: list[Row] = []
@@ -165,7 +165,7 @@ def pairs(
             rows.append(row)
             yield row
         number += 1
-        done = decided(rows, margin)
+        done = decided(rows)
         left = [cell for cell in left if cell not in done]
 
 

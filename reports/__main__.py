@@ -98,7 +98,9 @@ def show_calibration(argv: list[str]) -> int:
     )
     parser.add_argument("file", type=Path)
     parser.add_argument("--margin", type=margin, default=0.02)
-    parser.add_argument("--pairs", type=int, default=6, help="that a comparison may take")
+    parser.add_argument(
+        "--pairs", type=int, nargs="+", default=[8, 32], help="that a comparison may take"
+    )
     arguments = parser.parse_args(argv)
     try:
         table = calibration.calibration(
@@ -107,7 +109,7 @@ def show_calibration(argv: list[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
         return 2
-    print(calibration.markdown(table, arguments.margin, arguments.pairs))
+    print(calibration.markdown(table))
     return 0
 
 

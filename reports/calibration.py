@@ -1,61 +1,67 @@
 """What verdicts are worth on a machine: the same code, measured against itself over and over."""
 
 import bisect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from reports.verdicts import CELL, PAIRS, effects, log_ratios, proven
+from reports.verdicts import CELL, ENVIRONMENT, PAIRS, effects, log_ratios, proven
 
+TABLE = Path(__file__).with_suffix(".csv")  # what is known, of each machine
 POWER = 0.95
 CHANGES = np.arange(0.0025, 0.2, 0.0025)
 
 
-def calibration(rows: pd.DataFrame, margin: float, pairs: int) -> pd.DataFrame:
-    """A row for each cell, and for all of them together, of ``rows`` of the same code.
+def calibration(rows: pd.DataFrame, margin: float, at_most: Sequence[int]) -> pd.DataFrame:
+    """Of raw pairs of the same code, a row for each number of pairs and cell, and for all cells.
 
-    The pairs of a cell are cut into comparisons of ``pairs``, each of which ends as it would have:
-    at its first verdict, or without one. ``seen`` is the smallest slowdown that ``POWER`` of them
-    call regressed if it is added to what was measured, in steps of 0.25 %; nan if none is.
+    The pairs of a cell are cut into comparisons of ``at_most`` pairs, each of which ends as it
+    would have: at its first verdict, or without one. ``false`` counts those called regressed or
+    improved, whose rate is, one is 95 % sure, below ``false_below``. ``seen`` is the smallest
+    slowdown that ``POWER`` of them call regressed if it is added to what was measured, in steps of
+    0.25 %; nan if none is.
     """
-    comparisons = {
-        cell: [part for part in cut(log_ratios(of), pairs) if len(part) == pairs]
-        for cell, of in rows.groupby(CELL, sort=False)
-    }
-    every = [part for parts in comparisons.values() for part in parts]
-    if len(comparisons) > 1:
-        comparisons["all", "", "", ""] = every
-    return pd.DataFrame(
-        dict(zip(CELL, cell, strict=True)) | worth(parts, margin)
-        for cell, parts in comparisons.items()
-        if parts
-    )
+    cells = {cell: log_ratios(of) for cell, of in rows.groupby(CELL, sort=False)}
+    environment = rows[ENVIRONMENT].drop_duplicates().to_dict("records")
+    out = []
+    for pairs in at_most:
+        parts = {cell: cut(logs, pairs) for cell, logs in cells.items()}
+        parts["", "", "all", ""] = [part for of_cell in parts.values() for part in of_cell]
+        out += [
+            {**dict(zip(CELL, cell, strict=True)), "margin": margin, "at_most": pairs}
+            | worth(of_cell, margin)
+            for cell, of_cell in parts.items()
+            if of_cell
+        ]
+    return pd.DataFrame(out).assign(**(environment[0] if len(environment) == 1 else {}))
 
 
 def cut(logs: pd.DataFrame, pairs: int) -> list[pd.DataFrame]:
-    return [logs.iloc[start : start + pairs] for start in range(0, len(logs), pairs)]
+    """Whole comparisons of ``pairs`` pairs."""
+    return [logs.iloc[end - pairs : end] for end in range(pairs, len(logs) + 1, pairs)]
 
 
 def worth(comparisons: list[pd.DataFrame], margin: float) -> dict[str, float]:
-    """The counts of their verdicts, of which every regressed or improved one is false."""
     verdicts, pairs = zip(*(ended(logs, margin) for logs in comparisons), strict=True)
     false = sum(verdict in ("regressed", "improved") for verdict in verdicts)
-    interval = stats.binomtest(false, len(verdicts)).proportion_ci(0.95)
 
     def power(change: float) -> float:
         slower = [logs.assign(head=logs["head"] + np.log1p(change)) for logs in comparisons]
         return float(np.mean([ended(logs, margin)[0] == "regressed" for logs in slower]))
 
-    index = bisect.bisect_left(CHANGES, POWER, key=power)
+    seen = bisect.bisect_left(CHANGES, POWER, key=power)
     return {
         "comparisons": len(verdicts),
         "false": false,
-        "false_high": float(interval.high),
-        **{name: verdicts.count(name) for name in ("equivalent", "inconclusive", "unproven")},
+        "false_below": float(stats.binomtest(false, len(verdicts)).proportion_ci().high),
+        "equivalent": verdicts.count("equivalent"),
+        "undecided": verdicts.count("inconclusive") + verdicts.count("unproven"),
         "pairs": float(np.median(pairs)),
         "scatter": float(np.concatenate([logs["head"] for logs in comparisons]).std()),
-        "seen": float(CHANGES[index]) if index < len(CHANGES) else np.nan,
+        "seen": float(CHANGES[seen]) if seen < len(CHANGES) else np.nan,
     }
 
 
@@ -65,22 +71,57 @@ def ended(logs: pd.DataFrame, margin: float) -> tuple[str, int]:
         found = effects(logs.iloc[:count], margin)
         if proven(found) and found["head"].verdict != "inconclusive":
             return found["head"].verdict, count
-    return "inconclusive" if proven(found) else "unproven", len(logs)
+    return "inconclusive" if proven(effects(logs, margin)) else "unproven", len(logs)
 
 
-def markdown(table: pd.DataFrame, margin: float, pairs: int) -> str:
+def markdown(table: pd.DataFrame) -> str:
     lines = [
-        f"At most {pairs} pairs a comparison, margin {100 * margin:g} %.\n",
-        "| cell | comparisons | false | 95 % sure it is below | equivalent | undecided "
-        "| pairs to a verdict | scatter of a pair | slowdown that 95 % see |",
-        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| cell | margin | at most | comparisons | false | 95 % sure: below | equivalent "
+        "| undecided | pairs to a verdict | scatter of a pair | slowdown that 95 % see |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in table.itertuples():
         cell = " · ".join(filter(None, (one.impl, one.metric, one.workload, one.dtype)))
-        seen = f"{100 * one.seen:.2f} %" if np.isfinite(one.seen) else "none"
         lines.append(
-            f"| {cell} | {one.comparisons} | {one.false} | {100 * one.false_high:.1f} % "
-            f"| {one.equivalent} | {one.inconclusive + one.unproven} | {one.pairs:.0f} "
-            f"| {100 * one.scatter:.2f} % | {seen} |"
+            f"| {cell} | {_percent(one.margin)} | {one.at_most} pairs | {one.comparisons} "
+            f"| {one.false} | {_percent(one.false_below)} | {one.equivalent} | {one.undecided} "
+            f"| {one.pairs:.0f} | {_percent(one.scatter)} | {_percent(one.seen)} |"
         )
     return "\n".join(lines)
+
+
+def record(table: pd.DataFrame, path: Path = TABLE) -> None:
+    """Put ``table`` in the place of what is known of the same machine at the same margin."""
+    if path.exists():
+        same = [*ENVIRONMENT, "margin"]
+        known, new = _read(path), table[same].astype(str).agg("|".join, axis=1)
+        kept = known[~known[same].astype(str).agg("|".join, axis=1).isin(new)]
+        table = pd.concat([kept, table])
+    table.to_csv(path, index=False)
+
+
+def statement(environment: Mapping[str, object], margin: float, path: Path = TABLE) -> str:
+    """What is known of verdicts in this environment at this margin, for below them."""
+    known = _read(path) if path.exists() else pd.DataFrame(columns=[*ENVIRONMENT, *CELL, "margin"])
+    of_all = known[(known["impl"] == "all") & (known["margin"] == margin)]
+    for field in ENVIRONMENT:
+        of_all = of_all[of_all[field].astype(str) == str(environment[field])]
+    lines = [
+        f"On this machine {one.false} of {one.comparisons} comparisons of the same code, of at "
+        f"most {one.at_most} pairs, were called changed (95 % sure: below "
+        f"{_percent(one.false_below)}); 95 % of them see a slowdown of {_percent(one.seen)}."
+        for one in of_all.itertuples()
+    ]
+    return "\n".join(lines) or (
+        "How often this is wrong on this machine is not known: `python -m benchmarks calibrate` "
+        "measures it."
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    rows = pd.read_csv(path, dtype=dict.fromkeys(ENVIRONMENT, str))
+    return rows.fillna(dict.fromkeys([*ENVIRONMENT, *CELL], ""))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %" if np.isfinite(value) else "none"

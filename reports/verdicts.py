@@ -1,6 +1,6 @@
 """Raw pairs of two revisions to verdicts: regressed, improved, equivalent or inconclusive."""
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,10 @@ COLUMNS = [
     *("base", "head", "margin", "workload", "dtype"),
     *("impl", "metric", "unit", "role", "pair", "round", "value"),
 ]
-# Of one look at one cell, which is looked at after each pair and may be decided at each look: what
-# that comes to over twenty looks, tests/test_verdicts.py simulates.
+# Of either end of an interval, at one look at one cell: it is looked at after each pair and may be
+# decided at each look. What that comes to, tests/test_verdicts.py simulates.
 ALPHA = 0.005
-PAIRS = 4  # at least, before a look
+PAIRS = 8  # at least: of fewer, no test of ranks is as sure as that
 ROLES = ("head", "control", "planted")
 FALSE_DISCOVERIES = 0.01  # of all cells called regressed or improved, by Benjamini-Hochberg
 
@@ -29,31 +29,32 @@ class Incomparable(ValueError):
 
 @dataclass(frozen=True)
 class Effect:
-    """The head's time over the base's, as a log: its mean over pairs, and an interval."""
+    """The head's time over the base's, as a log, and an interval."""
 
-    mean: float
+    estimate: float
     low: float
     high: float
     p: float  # that it is within half the margin
     verdict: str
 
 
-def effect(pairs: Sequence[float], margin: float) -> Effect:
+def effect(pairs: np.ndarray, margin: float) -> Effect:
     """The verdict on log-ratios, one for each pair of processes, which are independent.
 
-    Student's interval of their mean, two-sided at 2 ``ALPHA``. Equivalent: it lies within ±margin.
+    The estimate is their pseudomedian (Hodges and Lehmann: the median of all means of two), the
+    interval that of Wilcoxon's signed-rank test, two-sided at 2 ``ALPHA``: a pair that something
+    else disturbed counts no more than any other. Equivalent: the interval lies within ±margin.
     Regressed: it lies above half the margin, so that a change of the margin itself can be seen;
     improved, likewise. Else, and with fewer than ``PAIRS``, inconclusive.
     """
     limit = np.log1p(margin)
+    means = np.sort((pairs[:, None] + pairs)[np.triu_indices(len(pairs))] / 2)
+    estimate = float(np.median(means)) if len(means) else np.nan
     if len(pairs) < PAIRS:
-        mean = float(np.mean(pairs)) if len(pairs) else np.nan
-        return Effect(mean, -np.inf, np.inf, 1.0, "inconclusive")
-    test = stats.ttest_1samp(pairs, 0.0)
-    low, high = test.confidence_interval(1 - 2 * ALPHA)
-    mean = float(np.mean(pairs))
-    side = "greater" if mean > 0 else "less"
-    p = stats.ttest_1samp(pairs, np.copysign(limit / 2, mean), alternative=side).pvalue
+        return Effect(estimate, -np.inf, np.inf, 1.0, "inconclusive")
+    low, high = means[_outside(len(pairs))], means[-1 - _outside(len(pairs))]
+    side = "greater" if estimate > 0 else "less"
+    p = stats.wilcoxon(pairs - np.copysign(limit / 2, estimate), alternative=side).pvalue
     if -limit < low and high < limit:
         verdict = "equivalent"
     elif low > limit / 2:
@@ -62,7 +63,19 @@ def effect(pairs: Sequence[float], margin: float) -> Effect:
         verdict = "improved"
     else:
         verdict = "inconclusive"
-    return Effect(mean, float(low), float(high), float(p), verdict)
+    return Effect(estimate, float(low), float(high), float(p), verdict)
+
+
+@functools.cache
+def _outside(n: int) -> int:
+    """How many of the means of two of ``n`` pairs are left outside either end of the interval.
+
+    As many as is the largest rank sum t for which P(sum ≤ t) ≤ ``ALPHA``.
+    """
+    ways = np.ones(1)
+    for rank in range(1, n + 1):  # signs are as likely + as -: each rank is in the sum, or not
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    return int(np.searchsorted(np.cumsum(ways) / 2.0**n, ALPHA, side="right")) - 1
 
 
 def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -106,7 +119,7 @@ def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
         found = effects(log_ratios(cell), least)
         head = found["head"]
         verdict = head.verdict if proven(found) else "unproven"
-        times = {"ratio": np.exp(head.mean), "low": np.exp(head.low), "high": np.exp(head.high)}
+        times = {"ratio": np.exp(head.estimate), "low": np.exp(head.low), "high": np.exp(head.high)}
         pairs = cell["pair"].nunique()
         out.append(one | times | {"p": head.p, "pairs": pairs, "verdict": verdict})
     table = pd.DataFrame(out)

@@ -1,6 +1,8 @@
 """Two revisions against each other, as a user does it: in a clone, with a change of one's own."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.paired import ROUNDS, TURNS
+from benchmarks.compare import parse
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workload", "notebook", "--impl", "logits.eager", "--budget", "1")
@@ -28,13 +30,17 @@ def clone(tmp_path) -> Path:
 
 def start(clone: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks", "compare", *arguments],
+        [sys.executable, "-m", "benchmarks", *arguments],
         **{"cwd": clone, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE},
         env=os.environ | {"TMPDIR": str(clone.parent / "temporary"), "PYTHONPATH": str(clone)},
     )
 
 
 def compare(clone: Path, *arguments: str) -> tuple[int, str, str]:
+    return run(clone, "compare", *arguments)
+
+
+def run(clone: Path, *arguments: str) -> tuple[int, str, str]:
     process = start(clone, *arguments)
     out, errors = process.communicate(timeout=300)
     nothing_is_left(clone)
@@ -74,14 +80,22 @@ def test_slower_and_heavier_is_seen_and_can_be_recomputed(clone) -> None:
     assert "+), margin 2 %" in out  # the working tree differs from its commit, and that is said
     rows = pd.read_csv(clone / "pairs.csv")
     timed = rows[rows["unit"] == "ms"]
-    assert len(timed) % (len(TURNS) * ROUNDS) == 0
-    assert set(timed["role"]) == {"base", "head", "control", "planted"}
+    counts = timed["role"].value_counts()
+    assert counts["base"] == counts["head"] == counts["control"] + counts["planted"]
+    assert counts["control"] == counts["planted"]
     again = subprocess.run(
         [sys.executable, "-m", "reports", "verdicts", str(clone / "pairs.csv")],
         **{"cwd": ROOT, "capture_output": True, "text": True},
     )
     assert again.returncode == 1
     assert again.stdout.strip() in out
+
+
+def test_a_loss_that_one_revision_lacks_is_said(clone) -> None:
+    (clone / "impls/logits/eager.py").rename(clone / "impls/logits/renamed.py")
+    code, _, errors = compare(clone, "HEAD", *QUICK)
+    assert code == 2
+    assert ".: no implementation 'logits.eager'; did you mean" in errors
 
 
 def test_a_wrong_head_has_no_times(clone) -> None:
@@ -111,6 +125,8 @@ def test_what_does_not_import_is_said(clone) -> None:
     [
         (["no-such-branch"], "no revision 'no-such-branch' in this clone"),
         (["--impl", "logits.egar", "HEAD"], "did you mean logits.eager"),
+        (["--impl", "eager", "HEAD"], "'eager' is no level"),
+        (["--impl", "linear.quack", "HEAD"], "HEAD: linear.quack "),
         (["HEAD", "--workload", "gpt2_txt", *QUICK[2:4]], "did you mean gpt2_text"),
         (["HEAD", "--margin", "2"], "a margin is between 0 and 1"),
         (["HEAD", *QUICK, "--out", "/dev/full"], "No space left on device"),
@@ -134,7 +150,7 @@ def test_a_shallow_clone_says_how_to_get_the_rest(clone, tmp_path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_or_killed_it_leaves_nothing_but_its_pairs(clone, how) -> None:
-    process = start(clone, "HEAD", "HEAD", *QUICK[:-1], "60", "--out", "pairs.csv")
+    process = start(clone, "compare", "HEAD", "HEAD", *QUICK[:-1], "60", "--out", "pairs.csv")
     pairs = clone / "pairs.csv"
     for _ in range(600):
         if pairs.exists() and ",ms," in pairs.read_text():
@@ -153,3 +169,32 @@ def test_strict_makes_the_undecided_fail(clone) -> None:
     command = ("HEAD", "HEAD", *QUICK, "--pass", "forward")
     assert compare(clone, *command)[0] == 0  # one pair decides nothing
     assert compare(clone, *command, "--strict")[0] == 3
+
+
+def test_calibrate_compares_the_same_with_itself(clone) -> None:
+    few = ("--comparisons", "2", "--pairs", "2", "--workload", "notebook", "--out", "pairs.csv")
+    code, table, errors = run(clone, "calibrate", *few)
+    assert code == 0, errors
+    assert "| logits.builtin · forward · notebook · float32 | 2 % | 2 pairs | 1 | 0 |" in table
+    assert "| all | 2 % | 2 pairs | 2 | 0 |" in table
+    _, out, _ = compare(clone, "HEAD", "HEAD", *QUICK)
+    assert "On this machine 0 of 2 comparisons of the same code" in out
+    again = subprocess.run(
+        [sys.executable, "-m", "reports", "calibration", str(clone / "pairs.csv"), "--pairs", "2"],
+        **{"cwd": ROOT, "capture_output": True, "text": True},
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() in table
+
+
+def test_the_workflow_to_copy_asks_for_what_there_is() -> None:
+    """Its commands are parsed by the commands themselves: a flag renamed here must show there."""
+    workflow = (ROOT / ".github/workflows/compare.yml").read_text()
+    [line] = re.findall(r"python -m benchmarks compare (.*?) \|", workflow)
+    arguments = parse(shlex.split(line))
+    assert (arguments.base, arguments.head) == ("$base", "HEAD")
+    assert f"path: {arguments.out.parent}" in workflow
+    assert (
+        re.search(r"run: make \S+", workflow)[0].removeprefix("run: make ")
+        in (ROOT / "Makefile").read_text()
+    )

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from reports.calibration import calibration, record, statement
 from reports.verdicts import (
     ALPHA,
     COLUMNS,
@@ -23,14 +24,15 @@ def rows(head: float, noise: float, pairs: int = 8, seed: int = 0, impl: str = "
     rng = np.random.default_rng(seed)
     slower = {"base": 1.0, "head": head, "control": 1.0, "planted": 1 + MARGIN + 0.01}
     cells = [
-        {"role": role, "pair": pair, "block": block, "value": 10 * factor * bias * rest}
+        {"role": role, "pair": pair, "round": round_, "value": 10 * factor * bias * rest}
         for pair in range(pairs)
         for role, factor in slower.items()
         for bias in [np.exp(rng.normal(0, noise))]
-        for block, rest in enumerate(1 + rng.exponential(0.02, 12))
+        for round_, rest in enumerate(1 + rng.exponential(0.02, 12))
     ]
     constant = dict.fromkeys(ENVIRONMENT, "same") | {"margin": MARGIN, "dtype": "float32"}
     constant |= {"base": "a", "head": "b", "impl": impl, "metric": "forward", "unit": "ms"}
+    constant |= {"workload": "w"}
     return pd.DataFrame(cells).assign(**constant).reindex(columns=COLUMNS)
 
 
@@ -62,6 +64,15 @@ def test_few_pairs_decide_nothing() -> None:
     assert effect([0.1] * (PAIRS - 1), MARGIN).verdict == "inconclusive"
 
 
+@pytest.mark.parametrize("roles", [["base"], ["base", "head"], ["base", "head", "planted"]])
+def test_what_was_interrupted_in_its_first_round_is_unproven(roles: list[str]) -> None:
+    whole = rows(1.0, 0.003, pairs=1)
+    begun = whole[(whole["round"] == 0) & whole["role"].isin(roles)]
+    [one] = verdicts(begun).itertuples()
+    assert one.verdict == "unproven"
+    assert "unproven" in markdown(verdicts(begun))
+
+
 @pytest.mark.parametrize("field", ENVIRONMENT)
 def test_different_environments_are_not_compared(field: str) -> None:
     mixed = rows(1.0, 0.003)
@@ -76,7 +87,7 @@ def test_bytes_are_compared_to_the_byte_and_errors_with_their_budget() -> None:
         {"impl": "x", "metric": metric, "role": role, "value": value, "unit": "bytes"}
         for metric, base, head in cells
         for role, value in (("base", base), ("head", head))
-    ).assign(**dict.fromkeys(ENVIRONMENT, "same"), margin=MARGIN, dtype="float32")
+    ).assign(**dict.fromkeys(ENVIRONMENT, "same"), margin=MARGIN, dtype="float32", workload="w")
     table = verdicts(exact.reindex(columns=COLUMNS))
     assert list(table["verdict"]) == ["regressed", "improved", "wrong"]
     assert "| 100 bytes | 101 bytes | +1 bytes | **regressed** |" in markdown(table)
@@ -93,6 +104,40 @@ def test_one_false_verdict_among_many_cells_is_taken_back() -> None:
     others = [rows(1.0, 0.003, seed=n + 2, impl=f"logits.{n}") for n in range(60)]
     among = verdicts(pd.concat([alone, *others])).set_index("impl")["verdict"]
     assert among["logits.mine"] == "inconclusive"
+
+
+def test_calibration_counts_false_verdicts_and_finds_what_is_seen() -> None:
+    of_cell, of_all = calibration(rows(1.0, 0.003, pairs=200), MARGIN, [10]).itertuples()
+    assert (of_cell.comparisons, of_cell.false, of_cell.undecided) == (20, 0, 0)
+    assert of_all.impl == "all"
+    assert 0.05 < of_cell.false_below < 0.2  # none of 20: the rate may still be as high
+    assert 0.01 <= of_cell.seen <= MARGIN
+    # Where pairs scatter more, more of a change is needed, or all is undecided.
+    coarse = calibration(rows(1.0, 0.012, pairs=200), MARGIN, [10])
+    assert not coarse["seen"][0] <= of_cell.seen
+    blind = calibration(rows(1.0, 0.08, pairs=40), MARGIN, [10])
+    assert blind["undecided"][0] == 4
+    assert np.isnan(blind["seen"][0])
+
+
+def test_calibration_calls_a_verdict_on_the_same_code_false() -> None:
+    same, moved = rows(1.0, 0.003, pairs=40), rows(1.05, 0.003, pairs=40, impl="logits.moved")
+    table = calibration(pd.concat([same, moved]), MARGIN, [10, 20])
+    assert list(table["false"]) == [0, 4, 4, 0, 2, 2]
+    assert list(table["comparisons"]) == [4, 4, 8, 2, 2, 4]
+
+
+def test_a_calibration_is_quoted_on_its_own_machine_alone(tmp_path) -> None:
+    path = tmp_path / "calibration.csv"
+    here = dict.fromkeys(ENVIRONMENT, "same")
+    assert "is not known" in statement(here, MARGIN, path)
+    for pairs in (200, 100):  # the second takes the place of the first
+        record(calibration(rows(1.0, 0.003, pairs=pairs), MARGIN, [10]), path)
+    record(calibration(rows(1.0, 0.003, pairs=40).assign(machine="other"), MARGIN, [10]), path)
+    assert "0 of 10 comparisons" in statement(here, MARGIN, path)
+    assert "0 of 4 comparisons" in statement(here | {"machine": "other"}, MARGIN, path)
+    assert "is not known" in statement(here | {"isa": "another"}, MARGIN, path)
+    assert "is not known" in statement(here, MARGIN / 2, path)
 
 
 def shifted(frame: pd.DataFrame, factor: float) -> pd.DataFrame:
