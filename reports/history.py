@@ -60,9 +60,10 @@ def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 def series(group: pd.DataFrame) -> dict[str, pd.Series]:
     """For each implementation of a group: commit to value, the median if there are more."""
+    usable = by_date(group[group["value"].between(0, np.inf, inclusive="neither")])
+    medians = usable.groupby(["impl", "commit"], sort=False)["value"].median()
     return {
-        str(impl): one[one["value"] > 0].groupby("commit", sort=False)["value"].median()
-        for impl, one in _by_date(group).groupby("impl", sort=False)
+        str(impl): one.droplevel("impl") for impl, one in medians.groupby(level="impl", sort=False)
     }
 
 
@@ -75,25 +76,34 @@ def changes(group: pd.DataFrame, margin: float) -> list[Change]:
     scatter about its steps and its controls'.
     """
     logs = {impl: np.log(one) for impl, one in series(group).items()}
-    cuts = {impl: detect_steps(list(one)) for impl, one in logs.items() if len(one)}
+    cuts = {impl: _steps(one, margin) for impl, one in logs.items()}
     noise = {impl: _scatter(logs[impl], steps) for impl, steps in cuts.items()}
+    together = pd.DataFrame(logs)
     found: list[Change] = []
     for impl, steps in cuts.items():
-        others = {name: logs[name] for name in cuts if name != impl}
+        others = [name for name in cuts if name != impl]
         floor = max(noise[impl], np.median([noise[name] for name in others]) if others else 0)
         least = max(np.log1p(margin), NOISE * floor)
-        found += _changes(impl, group.iloc[0], logs[impl], steps, others, least, margin)
+        found += _changes(impl, group.iloc[0], logs[impl], steps, together[others], least, margin)
     return found
 
 
-def _by_date(rows: pd.DataFrame) -> pd.DataFrame:
+def by_date(rows: pd.DataFrame) -> pd.DataFrame:
+    """The oldest commit first; as they stand, if a date is not known."""
     dates = pd.to_datetime(rows["commit_date"], utc=True, errors="coerce")
     return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
 
 
-def _scatter(series: pd.Series, steps: list[tuple[int, int, float, float, float]]) -> float:
-    parts = [series.iloc[left:right] for left, right, *_ in steps]
-    around = np.concatenate([part - part.median() for part in parts])
+def _steps(logs: pd.Series, margin: float) -> list[tuple[int, int]]:
+    """Where each step of a series begins and ends; one within the margin is not searched."""
+    if logs.max() - logs.min() <= np.log1p(margin):
+        return [(0, len(logs))]
+    return [(left, right) for left, right, *_ in detect_steps(list(logs))]
+
+
+def _scatter(logs: pd.Series, steps: list[tuple[int, int]]) -> float:
+    parts = [logs.to_numpy()[left:right] for left, right in steps]
+    around = np.concatenate([part - np.median(part) for part in parts])
     return float(stats.median_abs_deviation(around, scale="normal"))
 
 
@@ -101,23 +111,19 @@ def _changes(
     impl: str,
     of: pd.Series,
     series: pd.Series,
-    steps: list[tuple[int, int, float, float, float]],
-    others: dict[str, pd.Series],
+    steps: list[tuple[int, int]],
+    others: pd.DataFrame,
     least: float,
     margin: float,
 ) -> Iterator[Change]:
-    parts = [series.iloc[left:right] for left, right, *_ in steps]
+    parts = [series.iloc[left:right] for left, right in steps]
     for index, (before, after) in enumerate(itertools.pairwise(parts)):
         change = after.median() - before.median()
         if abs(change) <= least or min(len(before), len(after)) < SEGMENT:
             continue
         sign = np.sign(change)
-        shifts = [
-            other.reindex(after.index).median() - other.reindex(before.index).median()
-            for other in others.values()
-        ]
-        known = [sign * shift for shift in shifts if np.isfinite(shift)]
-        shared = sign * max(float(np.median(known)), 0.0) if known else 0.0
+        shifts = others.reindex(after.index).median() - others.reindex(before.index).median()
+        shared = sign * np.nanmax([sign * shifts.median(), 0.0])
         mended = [
             part.index[0]
             for part in parts[index + 2 :]
@@ -136,5 +142,5 @@ def _changes(
             confidence=1 - float(test.pvalue),
             mended=str(mended[0]) if mended else "",
             shared=float(np.exp(shared)),
-            environment=sign * (change - shared) <= least,
+            environment=bool(sign * (change - shared) <= least),
         )

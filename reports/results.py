@@ -60,7 +60,9 @@ def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
     if not frames:
         return pd.DataFrame(columns=["source", "samples", *COLUMNS]), notes
     rows = pd.concat(frames, ignore_index=True).drop_duplicates()
-    return rows.assign(**{name: rows[name].astype(object).fillna("").astype(str) for name in TEXTS}), notes
+    return rows.assign(
+        **{name: rows[name].astype(object).fillna("").astype(str) for name in TEXTS}
+    ), notes
 
 
 def _files(path: Path) -> Iterable[Path]:

@@ -84,13 +84,25 @@ def level_of(impl: str) -> str:
     return impl.partition(".")[0] if "." in impl else ""
 
 
+def measured(cell: pd.DataFrame) -> pd.DataFrame:
+    """One cell's numbers, the last of each: a row for each implementation, the fastest first.
+
+    Its columns are ``METRICS``, in milliseconds and bytes, and ``low`` and ``high``, the interval
+    of the time that sorts: that of both passes together, or of the one that was timed.
+    """
+    last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
+    values = last["value"].unstack("metric").reindex(columns=METRICS)
+    times = [name for name in ("forward_backward", "forward", "backward") if values[name].any()]
+    if times:
+        for end in ("low", "high"):
+            values[end] = last[f"ci_{end}"].unstack("metric")[times[0]]
+        values = values.sort_values(times[0], kind="stable")
+    return values.reindex(columns=[*METRICS, "low", "high"])
+
+
 def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     """One cell's implementations, fastest first: values, multiples of builtin and of the limit."""
-    values = cell.groupby(["impl", "metric"])["value"].last().unstack("metric")
-    values = values.reindex(columns=METRICS).dropna(axis="columns", how="all")
-    times = [metric for metric in ("forward_backward", "forward", "backward") if metric in values]
-    if times:
-        values = values.sort_values(times[0])
+    values = measured(cell)[METRICS].dropna(axis="columns", how="all")
     level = level_of(values.index[0])
     baselines = values.reindex([f"{level}.builtin", f"{level}.limit"])
     shown = pd.DataFrame(index=values.index)
@@ -101,7 +113,7 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
         scale, unit = (2**20, "MiB") if str(metric).endswith("memory") else (1, "ms")
         multiples = [column / base for base in baselines[metric]]
         shown[f"{metric} ({unit})"] = [
-            " ".join(_number(number) for number in numbers)
+            " ".join(f"{number(one):>6}" for one in numbers)
             for numbers in zip(column / scale, *multiples, strict=True)
         ]
     return shown
@@ -112,7 +124,8 @@ def semantics_table(matrix: pd.DataFrame) -> str:
     return str(matrix.set_index("impl").T.rename_axis("case").to_markdown())
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Two decimals, or none from a hundred on."""
     if not np.isfinite(value):
-        return f"{'-':>6}"
-    return f"{value:6.2f}" if value < 100 else f"{value:6.0f}"
+        return "-"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
