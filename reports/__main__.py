@@ -1,20 +1,25 @@
-"""Result files to tidy CSVs and a table. Other reports have a first word: regressions, verdicts."""
+"""Result files to tidy CSVs and a table. Other reports have a first word: pick, verdicts,
+regressions.
+"""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 import pandas as pd
 
 from reports import tables, verdicts
+from reports.commands import import_line
 from reports.history import ENVIRONMENT, QUANTITY, regressions
+from reports.pick import NoPick, pick
 from reports.results import COLUMNS, read
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
 
 
 def main(argv: list[str]) -> int:
-    commands = {"regressions": list_regressions, "verdicts": list_verdicts}
+    commands = {"pick": pick_loss, "regressions": list_regressions, "verdicts": list_verdicts}
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
@@ -36,6 +41,35 @@ def main(argv: list[str]) -> int:
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
     print(summary)
     print(f"\ntidy.csv, wide.csv and summary.md are in {out}")
+    return 0
+
+
+def pick_loss(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m reports pick",
+        description="The fastest right loss that fits, and the line that imports it, for each "
+        "environment that was measured. Exit 1 if there is none, 2 if nothing was measured.",
+    )
+    parser.add_argument("--workload", required=True, metavar="NAME[@TOKENS]")
+    parser.add_argument(
+        "--memory",
+        required=True,
+        type=size,
+        help="that forward and backward may take beside weights and hidden states, as 8GiB",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="any, if left out")
+    parser.add_argument("--dtype", help="any, if left out")
+    add_paths(parser)
+    arguments = parser.parse_args(argv)
+    rows = read_all(parser, arguments.paths)
+    if rows.empty:
+        return 2
+    try:
+        picks = pick(rows, arguments.workload, arguments.memory, arguments.device, arguments.dtype)
+    except NoPick as reason:
+        print(reason, file=sys.stderr)
+        return 1
+    print("\n\n".join(f"{one}\n{import_line(one.impl)}" for one in picks))
     return 0
 
 
@@ -88,6 +122,16 @@ def list_verdicts(argv: list[str]) -> int:
         return 2
     print(verdicts.markdown(table))
     return int(table["verdict"].isin(["regressed", "wrong"]).any())
+
+
+def size(text: str) -> float:
+    """Bytes, of a text as 8GiB, 512MiB or 8GB."""
+    match = re.fullmatch(r"([\d.]+) *([KMGT]?)(i?)B", text)
+    try:
+        assert match is not None
+        return float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")
+    except (AssertionError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, as 8GiB or 512MiB is") from error
 
 
 def margin(text: str) -> float:
