@@ -1,4 +1,4 @@
-"""Result files to tidy CSVs and a table. Other reports have a first word: pick, verdicts,
+"""Result files to tidy CSVs, a table and a page. Other reports have a first word: pick, verdicts,
 regressions.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports import tables, verdicts
+from reports import page, tables, verdicts
 from reports.commands import import_line
 from reports.history import ENVIRONMENT, QUANTITY, regressions
 from reports.pick import NoPick, pick
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     add_paths(parser)
     parser.add_argument("--out", type=Path, default=Path("reports/out"), help="folder to write to")
     arguments = parser.parse_args(argv)
-    rows = read_all(parser, arguments.paths)
+    rows, notes = read_all(parser, arguments.paths)
     if rows.empty:
         return 1
     out: Path = arguments.out
@@ -34,14 +34,35 @@ def main(argv: list[str]) -> int:
     rows[COLUMNS].to_csv(out / "tidy.csv", index=False)
     tables.wide(rows).to_csv(out / "wide.csv", index=False)
     summary = tables.render(tables.newest(rows))
-    semantics = out / "semantics.csv"
-    if semantics.exists():
-        matrix = pd.read_csv(semantics, keep_default_na=False)
-        summary += f"\n\n### What each does in odd cases\n\n{tables.semantics_table(matrix)}"
+    semantics = beside(out / "semantics.csv", ["impl"], notes, keep_default_na=False)
+    if semantics is not None:
+        summary += f"\n\n### What each does in odd cases\n\n{tables.semantics_table(semantics)}"
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
+    pairs = beside(out / "compare.csv", verdicts.COLUMNS, notes)
+    html = page.render(rows, notes, semantics, pairs)
+    (out / "index.html").write_text(html, encoding="utf-8")
+    (out / "picture.svg").write_text(page.picture(rows), encoding="utf-8")
     print(summary)
-    print(f"\ntidy.csv, wide.csv and summary.md are in {out}")
+    print(f"\nindex.html, picture.svg, tidy.csv, wide.csv and summary.md are in {out}")
     return 0
+
+
+def beside(
+    file: Path, columns: list[str], notes: list[str], **options: object
+) -> pd.DataFrame | None:
+    """A table that another command leaves in the folder; a line in ``notes`` if it is damaged."""
+    if not file.exists():
+        return None
+    try:
+        table = pd.read_csv(file, **options)
+        missing = [name for name in columns if name not in table]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except (OSError, ValueError) as error:
+        notes.append(f"passed over {file}: {error}")
+        print(notes[-1], file=sys.stderr)
+        return None
+    return table
 
 
 def pick_loss(argv: list[str]) -> int:
@@ -61,7 +82,7 @@ def pick_loss(argv: list[str]) -> int:
     parser.add_argument("--dtype", help="any, if left out")
     add_paths(parser)
     arguments = parser.parse_args(argv)
-    rows = read_all(parser, arguments.paths)
+    rows, _ = read_all(parser, arguments.paths)
     if rows.empty:
         return 2
     try:
@@ -84,7 +105,7 @@ def list_regressions(argv: list[str]) -> int:
         "--margin", type=margin, default=0.05, help="the least rise to name (default: 0.05, 5 %%)"
     )
     arguments = parser.parse_args(argv)
-    rows = read_all(parser, arguments.paths)
+    rows, _ = read_all(parser, arguments.paths)
     if rows.empty:
         return 2
     found = regressions(rows, arguments.margin)
@@ -152,8 +173,8 @@ def add_paths(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> pd.DataFrame:
-    """The rows of all of ``paths``; on stderr a line for each file that was passed over."""
+def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of all of ``paths``; a line, on stderr too, for each file that was passed over."""
     for path in paths:
         if not path.exists():
             parser.error(f"no file or folder {path}")
@@ -162,7 +183,7 @@ def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> pd.DataFrame
         print(note, file=sys.stderr)
     if rows.empty:
         print("no results: `make bench` or `python -m benchmarks` makes some", file=sys.stderr)
-    return rows
+    return rows, notes
 
 
 if __name__ == "__main__":
