@@ -32,6 +32,8 @@ def measure(
 ) -> Iterator[Row]:
     """Rows (impl, metric, unit, value, ci_low, ci_high, n) of one level's losses and of its limit.
 
+    A time has its samples too, in the order in which they were taken.
+
     Error and memory come first, as each is measured, then the times of all. Ctrl-C ends the rounds:
     it is raised after the times of those so far. A loss whose gradients are wrong has no times.
     """
@@ -106,16 +108,23 @@ def sampled(impl: str, metric: str, milliseconds: list[float]) -> Row:
 
     value, low, high = median_interval(milliseconds)
     cell = {"impl": impl, "metric": metric, "unit": "ms"}
-    return cell | {"value": value, "ci_low": low, "ci_high": high, "n": len(milliseconds)}
+    samples = " ".join(f"{sample:.5g}" for sample in milliseconds)
+    interval = {"value": value, "ci_low": low, "ci_high": high}
+    return cell | interval | {"n": len(milliseconds), "samples": samples}
 
 
 def append(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
-    """``rows`` again, each written to the CSV at ``path`` before the next is asked for."""
+    """``rows`` again, each written to the CSV at ``path`` before the next is asked for.
+
+    A file that has rows keeps its columns, which an older version may have begun.
+    """
     from reports.results import COLUMNS
 
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if file.tell() == 0:
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        begun = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, begun or [*COLUMNS, "samples"], extrasaction="ignore")
+        if not begun:
             writer.writeheader()
         for row in rows:
             writer.writerow(row)

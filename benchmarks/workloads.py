@@ -4,6 +4,7 @@ A workload is N tokens, D hidden, V vocabulary, and the tensors that follow from
 has a usual N; ``name@N`` asks for another: ``gpt2_text@256``.
 """
 
+import csv
 import difflib
 import functools
 import itertools
@@ -84,19 +85,15 @@ class Workload:
         return leaves * 2 * (item + 8) + logits * (4 * 4 + 3 * 8)
 
 
-WORKLOADS = {
-    workload.name: workload
-    for workload in (
-        Workload("notebook", tokens=8, hidden=100, vocab=50257),
-        Workload("gpt2_text", tokens=1024, hidden=768, vocab=50257),
-        # D and V from the models' published configurations.
-        Workload("gpt2_trained", tokens=1024, hidden=768, vocab=50257),
-        Workload("gpt2", tokens=1024, hidden=768, vocab=50257),
-        Workload("llama3_8b", tokens=256, hidden=4096, vocab=128256),
-        Workload("gemma2_2b", tokens=256, hidden=2304, vocab=256000),
-        Workload("qwen2_5_7b", tokens=256, hidden=3584, vocab=152064),
-    )
-}
+def _shapes() -> dict[str, Workload]:
+    """Those of workloads.csv, which reports read too: D and V from published configurations."""
+    with Path(__file__).with_name("workloads.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sizes = ("tokens", "hidden", "vocab")
+    return {row["name"]: Workload(row["name"], *(int(row[size]) for size in sizes)) for row in rows}
+
+
+WORKLOADS = _shapes()
 
 
 def workload(name: str, text: Path | None = None) -> Workload:

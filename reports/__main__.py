@@ -1,14 +1,18 @@
-"""Result files to tidy CSVs and a table. Other reports have a first word: regressions, verdicts,
-calibration."""
+"""Result files to tidy CSVs, a table and a page. Other reports have a first word: pick, verdicts,
+calibration, regressions.
+"""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from reports import calibration, tables, verdicts
+from reports import calibration, page, tables, verdicts
+from reports.commands import import_line
 from reports.history import ENVIRONMENT, QUANTITY, regressions
+from reports.pick import NoPick, pick
 from reports.results import COLUMNS, read
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
@@ -16,6 +20,7 @@ DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measur
 
 def main(argv: list[str]) -> int:
     commands = {
+        "pick": pick_loss,
         "regressions": list_regressions,
         "verdicts": list_verdicts,
         "calibration": show_calibration,
@@ -26,7 +31,7 @@ def main(argv: list[str]) -> int:
     add_paths(parser)
     parser.add_argument("--out", type=Path, default=Path("reports/out"), help="folder to write to")
     arguments = parser.parse_args(argv)
-    rows = read_all(parser, arguments.paths)
+    rows, notes = read_all(parser, arguments.paths)
     if rows.empty:
         return 1
     out: Path = arguments.out
@@ -34,13 +39,63 @@ def main(argv: list[str]) -> int:
     rows[COLUMNS].to_csv(out / "tidy.csv", index=False)
     tables.wide(rows).to_csv(out / "wide.csv", index=False)
     summary = tables.render(tables.newest(rows))
-    semantics = out / "semantics.csv"
-    if semantics.exists():
-        matrix = pd.read_csv(semantics, keep_default_na=False)
-        summary += f"\n\n### What each does in odd cases\n\n{tables.semantics_table(matrix)}"
+    semantics = beside(out / "semantics.csv", ["impl"], notes, keep_default_na=False)
+    if semantics is not None:
+        summary += f"\n\n### What each does in odd cases\n\n{tables.semantics_table(semantics)}"
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
+    pairs = beside(out / "compare.csv", verdicts.COLUMNS, notes)
+    html = page.render(rows, notes, semantics, pairs)
+    (out / "index.html").write_text(html, encoding="utf-8")
+    (out / "picture.svg").write_text(page.picture(rows), encoding="utf-8")
     print(summary)
-    print(f"\ntidy.csv, wide.csv and summary.md are in {out}")
+    print(f"\nindex.html, picture.svg, tidy.csv, wide.csv and summary.md are in {out}")
+    return 0
+
+
+def beside(
+    file: Path, columns: list[str], notes: list[str], **options: object
+) -> pd.DataFrame | None:
+    """A table that another command leaves in the folder; a line in ``notes`` if it is damaged."""
+    if not file.exists():
+        return None
+    try:
+        table = pd.read_csv(file, **options)
+        missing = [name for name in columns if name not in table]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+    except (OSError, ValueError) as error:
+        notes.append(f"passed over {file}: {error}")
+        print(notes[-1], file=sys.stderr)
+        return None
+    return table
+
+
+def pick_loss(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m reports pick",
+        description="The fastest right loss that fits, and the line that imports it, for each "
+        "environment that was measured. Exit 1 if there is none, 2 if nothing was measured.",
+    )
+    parser.add_argument("--workload", required=True, metavar="NAME[@TOKENS]")
+    parser.add_argument(
+        "--memory",
+        required=True,
+        type=size,
+        help="that forward and backward may take beside weights and hidden states, as 8GiB",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="any, if left out")
+    parser.add_argument("--dtype", help="any, if left out")
+    add_paths(parser)
+    arguments = parser.parse_args(argv)
+    rows, _ = read_all(parser, arguments.paths)
+    if rows.empty:
+        return 2
+    try:
+        picks = pick(rows, arguments.workload, arguments.memory, arguments.device, arguments.dtype)
+    except NoPick as reason:
+        print(reason, file=sys.stderr)
+        return 1
+    print("\n\n".join(f"{one}\n{import_line(one.impl)}" for one in picks))
     return 0
 
 
@@ -55,7 +110,7 @@ def list_regressions(argv: list[str]) -> int:
         "--margin", type=margin, default=0.05, help="the least rise to name (default: 0.05, 5 %%)"
     )
     arguments = parser.parse_args(argv)
-    rows = read_all(parser, arguments.paths)
+    rows, _ = read_all(parser, arguments.paths)
     if rows.empty:
         return 2
     found = regressions(rows, arguments.margin)
@@ -122,6 +177,16 @@ def read_pairs(file: Path) -> pd.DataFrame:
     return rows
 
 
+def size(text: str) -> float:
+    """Bytes, of a text as 8GiB, 512MiB or 8GB."""
+    match = re.fullmatch(r"([\d.]+) *([KMGT]?)(i?)B", text)
+    try:
+        assert match is not None
+        return float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")
+    except (AssertionError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, as 8GiB or 512MiB is") from error
+
+
 def margin(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
@@ -140,8 +205,8 @@ def add_paths(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> pd.DataFrame:
-    """The rows of all of ``paths``; on stderr a line for each file that was passed over."""
+def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of all of ``paths``; a line, on stderr too, for each file that was passed over."""
     for path in paths:
         if not path.exists():
             parser.error(f"no file or folder {path}")
@@ -150,7 +215,7 @@ def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> pd.DataFrame
         print(note, file=sys.stderr)
     if rows.empty:
         print("no results: `make bench` or `python -m benchmarks` makes some", file=sys.stderr)
-    return rows
+    return rows, notes
 
 
 if __name__ == "__main__":

@@ -17,16 +17,22 @@ NOISE = 3.0  # times the noise floor that a step must rise
 
 
 @dataclass(frozen=True)
-class Regression:
+class Change:
     cell: str
-    commit: str  # the first of the higher values
+    impl: str
+    commit: str  # the first of the new values
+    last: str  # the commit before it, of the old ones
     before: float
     after: float
     unit: str
     confidence: float  # 1 - p of Mann-Whitney's test of the values before and after
-    mended: str  # the commit at which it was back within the margin; empty: it is open
-    shared: float  # the ratio by which the control series rose at the same commit
-    environment: bool  # without what is shared, the rise is within the margin
+    mended: str  # the commit at which a rise was back within the margin; empty: it is open
+    shared: float  # the ratio by which the control series changed alike at the same commit
+    environment: bool  # without what is shared, the change is within the margin
+
+    @property
+    def rise(self) -> bool:
+        return self.after > self.before
 
     def __str__(self) -> str:
         state = f"mended at {self.mended}" if self.mended else "open"
@@ -40,75 +46,101 @@ class Regression:
         return line
 
 
-def regressions(rows: pd.DataFrame, margin: float) -> list[Regression]:
-    """Every rise of more than ``margin`` (0.05: 5 %) in the history of a cell, the worst first.
-
-    Series are cut where asv's ``step_detect`` cuts them. Their controls are the series of the
-    other implementations at the same commits, in the same environment: by what these rise at the
-    median, it is the environment that rose. The noise floor is the larger of a series' own scatter
-    about its steps and its controls'.
-    """
-    found: list[Regression] = []
-    for _, group in rows.groupby([*ENVIRONMENT, *QUANTITY], dropna=False, sort=False):
-        logs = {
-            str(impl): np.log(one[one["value"] > 0].groupby("commit", sort=False)["value"].median())
-            for impl, one in _by_date(group).groupby("impl", sort=False)
-        }
-        cuts = {impl: detect_steps(list(series)) for impl, series in logs.items() if len(series)}
-        noise = {impl: _scatter(logs[impl], steps) for impl, steps in cuts.items()}
-        for impl, steps in cuts.items():
-            others = {name: logs[name] for name in cuts if name != impl}
-            floor = max(noise[impl], np.median([noise[name] for name in others]) if others else 0)
-            least = max(np.log1p(margin), NOISE * floor)
-            found += _rises(impl, group.iloc[0], logs[impl], steps, others, least, margin)
+def regressions(rows: pd.DataFrame, margin: float) -> list[Change]:
+    """Every rise of more than ``margin`` (0.05: 5 %) in the history of a cell, the worst first."""
+    found = [one for group in groups(rows) for one in changes(group, margin) if one.rise]
     return sorted(found, key=lambda one: one.before / one.after * one.shared)
 
 
-def _by_date(rows: pd.DataFrame) -> pd.DataFrame:
+def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The histories whose numbers can be compared: those of one quantity in one environment."""
+    found = rows.groupby([*ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
+    return [group for _, group in found]
+
+
+def series(group: pd.DataFrame) -> dict[str, pd.Series]:
+    """For each implementation of a group: commit to value, the median if there are more."""
+    usable = by_date(group[group["value"].between(0, np.inf, inclusive="neither")])
+    medians = usable.groupby(["impl", "commit"], sort=False)["value"].median()
+    return {
+        str(impl): one.droplevel("impl") for impl, one in medians.groupby(level="impl", sort=False)
+    }
+
+
+def changes(group: pd.DataFrame, margin: float) -> list[Change]:
+    """Every change by more than ``margin`` in the series of a group.
+
+    Series are cut where asv's ``step_detect`` cuts them. Their controls are the series of the
+    other implementations at the same commits, in the same environment: by what these change at the
+    median, it is the environment that changed. The noise floor is the larger of a series' own
+    scatter about its steps and its controls'.
+    """
+    logs = {impl: np.log(one) for impl, one in series(group).items()}
+    cuts = {impl: _steps(one, margin) for impl, one in logs.items()}
+    noise = {impl: _scatter(logs[impl], steps) for impl, steps in cuts.items()}
+    together = pd.DataFrame(logs)
+    found: list[Change] = []
+    for impl, steps in cuts.items():
+        others = [name for name in cuts if name != impl]
+        floor = max(noise[impl], np.median([noise[name] for name in others]) if others else 0)
+        least = max(np.log1p(margin), NOISE * floor)
+        found += _changes(impl, group.iloc[0], logs[impl], steps, together[others], least, margin)
+    return found
+
+
+def by_date(rows: pd.DataFrame) -> pd.DataFrame:
+    """The oldest commit first; as they stand, if a date is not known."""
     dates = pd.to_datetime(rows["commit_date"], utc=True, errors="coerce")
     return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
 
 
-def _scatter(series: pd.Series, steps: list[tuple[int, int, float, float, float]]) -> float:
-    parts = [series.iloc[left:right] for left, right, *_ in steps]
-    around = np.concatenate([part - part.median() for part in parts])
+def _steps(logs: pd.Series, margin: float) -> list[tuple[int, int]]:
+    """Where each step of a series begins and ends; one within the margin is not searched."""
+    if logs.max() - logs.min() <= np.log1p(margin):
+        return [(0, len(logs))]
+    return [(left, right) for left, right, *_ in detect_steps(list(logs))]
+
+
+def _scatter(logs: pd.Series, steps: list[tuple[int, int]]) -> float:
+    parts = [logs.to_numpy()[left:right] for left, right in steps]
+    around = np.concatenate([part - np.median(part) for part in parts])
     return float(stats.median_abs_deviation(around, scale="normal"))
 
 
-def _rises(
+def _changes(
     impl: str,
     of: pd.Series,
     series: pd.Series,
-    steps: list[tuple[int, int, float, float, float]],
-    others: dict[str, pd.Series],
+    steps: list[tuple[int, int]],
+    others: pd.DataFrame,
     least: float,
     margin: float,
-) -> Iterator[Regression]:
-    parts = [series.iloc[left:right] for left, right, *_ in steps]
+) -> Iterator[Change]:
+    parts = [series.iloc[left:right] for left, right in steps]
     for index, (before, after) in enumerate(itertools.pairwise(parts)):
-        rise = after.median() - before.median()
-        if rise <= least or min(len(before), len(after)) < SEGMENT:
+        change = after.median() - before.median()
+        if abs(change) <= least or min(len(before), len(after)) < SEGMENT:
             continue
-        shifts = [
-            other.reindex(after.index).median() - other.reindex(before.index).median()
-            for other in others.values()
-        ]
-        known = [shift for shift in shifts if np.isfinite(shift)]
-        shared = max(float(np.median(known)), 0.0) if known else 0.0
+        sign = np.sign(change)
+        shifts = others.reindex(after.index).median() - others.reindex(before.index).median()
+        shared = sign * np.nanmax([sign * shifts.median(), 0.0])
         mended = [
             part.index[0]
             for part in parts[index + 2 :]
-            if part.median() <= before.median() + np.log1p(margin)
+            if change > 0 and part.median() <= before.median() + np.log1p(margin)
         ]
-        yield Regression(
-            cell=" · ".join(map(str, of[["device", "workload", "dtype"]].dropna()))
+        test = stats.mannwhitneyu(after, before, alternative="greater" if change > 0 else "less")
+        yield Change(
+            cell=" · ".join(filter(None, map(str, of[["device", "workload", "dtype"]].dropna())))
             + f" · {impl} · {of['metric']}",
+            impl=impl,
             commit=str(after.index[0]),
+            last=str(before.index[-1]),
             before=float(np.exp(before.median())),
             after=float(np.exp(after.median())),
             unit=str(of["unit"]),
-            confidence=1 - float(stats.mannwhitneyu(after, before, alternative="greater").pvalue),
+            confidence=1 - float(test.pvalue),
             mended=str(mended[0]) if mended else "",
             shared=float(np.exp(shared)),
-            environment=rise - shared <= least,
+            environment=bool(sign * (change - shared) <= least),
         )

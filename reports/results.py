@@ -33,6 +33,8 @@ COLUMNS = [
     "ci_high",
     "n",
 ]
+NUMBERS = ["threads", "value", "ci_low", "ci_high", "n"]
+TEXTS = [name for name in COLUMNS if name not in NUMBERS]
 
 
 class NotResults(ValueError):
@@ -42,8 +44,8 @@ class NotResults(ValueError):
 def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
     """Every row in ``paths``, files or folders; a line for each file passed over and cell failed.
 
-    Beside ``COLUMNS`` there is ``source``, the kind of run: numbers of different runs are not
-    mixed.
+    Beside ``COLUMNS`` there are ``source``, the kind of run: numbers of different runs are not
+    mixed; and ``samples``, a tuple of what ``value`` is the median of, empty if that is not known.
     """
     frames: list[pd.DataFrame] = []
     notes: list[str] = []
@@ -56,8 +58,11 @@ def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
         notes += [f"{file}: {cell} failed" for cell in failed]
         frames.append(rows)
     if not frames:
-        return pd.DataFrame(columns=["source", *COLUMNS]), notes
-    return pd.concat(frames, ignore_index=True).drop_duplicates(), notes
+        return pd.DataFrame(columns=["source", "samples", *COLUMNS]), notes
+    rows = pd.concat(frames, ignore_index=True).drop_duplicates()
+    return rows.assign(
+        **{name: rows[name].astype(object).fillna("").astype(str) for name in TEXTS}
+    ), notes
 
 
 def _files(path: Path) -> Iterable[Path]:
@@ -89,7 +94,7 @@ def _read_file(file: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _frame(source: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=COLUMNS).assign(source=source)
+    return pd.DataFrame(rows, columns=[*COLUMNS, "samples"]).assign(source=source)
 
 
 def _read_csv(file: Path) -> pd.DataFrame:
@@ -102,10 +107,21 @@ def _read_csv(file: Path) -> pd.DataFrame:
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
         raise NotResults(f"no tidy CSV: it lacks {', '.join(missing)}")
-    numbers = ["value", "ci_low", "ci_high"]
-    rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
+    rows[NUMBERS] = rows[NUMBERS].apply(pd.to_numeric, errors="coerce")
+    if "samples" not in rows:  # as in files that were begun before there were any
+        rows["samples"] = ""
+    rows["samples"] = rows["samples"].map(_samples)
     # The last row of a run that was killed may be half written.
-    return rows.loc[rows["value"].notna() & rows["n"].notna(), COLUMNS].assign(source=file.name)
+    whole = rows["value"].notna() & rows["n"].notna()
+    return rows.loc[whole, [*COLUMNS, "samples"]].assign(source=file.name)
+
+
+def _samples(text: object) -> tuple[float, ...]:
+    """The samples in a cell of a CSV, which has spaces between them."""
+    try:
+        return tuple(float(word) for word in text.split()) if isinstance(text, str) else ()
+    except ValueError:
+        return ()
 
 
 LIGER = {
@@ -131,7 +147,7 @@ def _from_liger(rows: pd.DataFrame) -> pd.DataFrame:
         metric=mode.where(rows["metric_name"] == "speed", mode + "_" + rows["metric_name"]),
         n=1,
     )
-    return tidy.reindex(columns=COLUMNS).assign(source="Liger-Kernel")
+    return tidy.reindex(columns=COLUMNS).assign(source="Liger-Kernel", samples=[()] * len(tidy))
 
 
 def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -170,6 +186,7 @@ def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
                 | {"device": device.lower(), "impl": impl, "workload": workload, "dtype": dtype}
                 | {"metric": metric, "unit": unit, "n": len(sampled) if sampled else 1}
                 | {"value": scale * middle, "ci_low": scale * low, "ci_high": scale * high}
+                | {"samples": tuple(scale * sample for sample in sampled or ())}
             )
     return _frame("asv", [row | {"threads": threads} for row in rows]), failed
 
@@ -180,10 +197,11 @@ UNITS = {"peak_memory": "bytes", "saved_memory": "bytes", "error": "relative"}
 def _read_pytest_benchmark(content: dict[str, Any]) -> pd.DataFrame:
     rows = []
     for benchmark in content["benchmarks"]:
-        value, low, high = (1e3 * x for x in median_interval(benchmark["stats"]["data"]))
+        samples = tuple(1e3 * seconds for seconds in benchmark["stats"]["data"])
+        value, low, high = median_interval(samples)
         rows.append(
             benchmark["extra_info"]
             | {"unit": "ms", "value": value, "ci_low": low, "ci_high": high}
-            | {"n": len(benchmark["stats"]["data"])}
+            | {"n": len(samples), "samples": samples}
         )
     return _frame("pytest-benchmark", rows)

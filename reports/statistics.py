@@ -1,5 +1,6 @@
 """Intervals for what was sampled."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,15 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
     (``scipy.stats.quantile_test``). With fewer than six samples there is none that sure: the range
     stands for it.
     """
-    interval = stats.quantile_test(samples, q=0, p=0.5).confidence_interval(0.95)
-    low = interval.low if np.isfinite(interval.low) else min(samples)
-    high = interval.high if np.isfinite(interval.high) else max(samples)
-    return float(np.median(samples)), float(low), float(high)
+    ordered = sorted(samples)
+    low, high = _ranks(len(ordered))
+    return float(np.median(ordered)), float(ordered[low]), float(ordered[high])
+
+
+@functools.cache
+def _ranks(n: int) -> tuple[int, int]:
+    """Which of ``n`` samples in order are the ends: the same whatever the samples are."""
+    interval = stats.quantile_test(range(n), q=0, p=0.5).confidence_interval(0.95)
+    low = interval.low if np.isfinite(interval.low) else 0
+    high = interval.high if np.isfinite(interval.high) else n - 1
+    return int(low), int(high)

@@ -21,10 +21,18 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def newest(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each source's and machine's most recent commit."""
+    """The rows of each run in which an implementation was measured last.
+
+    That is the most recent commit measured in each place, and beside it an older one if it has an
+    implementation that was not measured since.
+    """
+    place = [rows[name] for name in ("source", "machine", "device", "threads", "allocator")]
+    cell = [*place, rows["impl"].map(level_of), rows["workload"], rows["dtype"]]
     date = pd.to_datetime(rows["commit_date"], utc=True, errors="coerce")
-    latest = date.groupby([rows["source"], rows["machine"]]).transform("max")
-    return rows[(date == latest) | date.isna()]
+    latest = date.groupby([*cell, rows["impl"]], dropna=False).transform("max")
+    last = (date == latest) | date.isna()
+    run = [*cell, rows["commit"], rows["torch"]]
+    return rows[last.groupby(run, dropna=False).transform("any")]
 
 
 def render(rows: pd.DataFrame) -> str:
@@ -39,36 +47,62 @@ def render(rows: pd.DataFrame) -> str:
 
 def sections(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(title, the run in words, table) for each level, workload, dtype and run."""
+    for cell in cells(rows):
+        times = cell.loc[cell["unit"] == "ms", "n"]
+        samples = f"{times.min():.0f} samples or more" if len(times) else "no times"
+        yield title(cell), f"{run(cell)}, {samples}", comparison(cell)
+
+
+def cells(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each level, workload, dtype and run: what one table compares."""
     keys = ["level", "workload", "dtype", *RUN]
     levels = rows.assign(level=rows["impl"].map(level_of))
-    for _, cell in levels.groupby(keys, sort=False, dropna=False):
-        of = cell.iloc[0]
-        times = cell.loc[cell["unit"] == "ms", "n"]
-        facts = [
-            of["source"],
-            f"commit {str(of['commit'])[:8] or 'unknown'}",
-            of["machine"],
-            f"torch {of['torch']}",
-            f"{of['threads']:.0f} threads" if pd.notna(of["threads"]) else "threads unknown",
-            f"{of['allocator']} allocator",
-            f"{times.min():.0f} samples or more" if len(times) else "no times",
-        ]
-        title = " · ".join([of["level"], of["workload"], of["dtype"], of["device"]])
-        yield title, ", ".join(facts), comparison(cell)
+    return [cell for _, cell in levels.groupby(keys, sort=False, dropna=False)]
+
+
+def title(cell: pd.DataFrame) -> str:
+    of = cell.iloc[0]
+    return " · ".join(filter(None, [of["level"], of["workload"], of["dtype"], of["device"]]))
+
+
+def run(cell: pd.DataFrame) -> str:
+    """In words, where and of what a cell was measured."""
+    of = cell.iloc[0]
+    facts = [
+        of["source"],
+        f"commit {str(of['commit'])[:8] or 'unknown'}",
+        of["machine"],
+        f"torch {of['torch'] or 'unknown'}",
+        f"{of['threads']:.0f} threads" if pd.notna(of["threads"]) else "threads unknown",
+        f"{of['allocator'] or 'unknown'} allocator",
+    ]
+    return ", ".join(filter(None, facts))
 
 
 def level_of(impl: str) -> str:
-    """The level: what stands before the name's first dot."""
-    return impl.partition(".")[0]
+    """The level: what stands before the name's first dot. Others' names may have none."""
+    return impl.partition(".")[0] if "." in impl else ""
+
+
+def measured(cell: pd.DataFrame) -> pd.DataFrame:
+    """One cell's numbers, the last of each: a row for each implementation, the fastest first.
+
+    Its columns are ``METRICS``, in milliseconds and bytes, and ``low`` and ``high``, the interval
+    of the time that sorts: that of both passes together, or of the one that was timed.
+    """
+    last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
+    values = last["value"].unstack("metric").reindex(columns=METRICS)
+    times = [name for name in ("forward_backward", "forward", "backward") if values[name].any()]
+    if times:
+        for end in ("low", "high"):
+            values[end] = last[f"ci_{end}"].unstack("metric")[times[0]]
+        values = values.sort_values(times[0], kind="stable")
+    return values.reindex(columns=[*METRICS, "low", "high"])
 
 
 def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     """One cell's implementations, fastest first: values, multiples of builtin and of the limit."""
-    values = cell.groupby(["impl", "metric"])["value"].last().unstack("metric")
-    values = values.reindex(columns=METRICS).dropna(axis="columns", how="all")
-    times = [metric for metric in ("forward_backward", "forward", "backward") if metric in values]
-    if times:
-        values = values.sort_values(times[0])
+    values = measured(cell)[METRICS].dropna(axis="columns", how="all")
     level = level_of(values.index[0])
     baselines = values.reindex([f"{level}.builtin", f"{level}.limit"])
     shown = pd.DataFrame(index=values.index)
@@ -79,7 +113,7 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
         scale, unit = (2**20, "MiB") if str(metric).endswith("memory") else (1, "ms")
         multiples = [column / base for base in baselines[metric]]
         shown[f"{metric} ({unit})"] = [
-            " ".join(_number(number) for number in numbers)
+            " ".join(f"{number(one):>6}" for one in numbers)
             for numbers in zip(column / scale, *multiples, strict=True)
         ]
     return shown
@@ -90,7 +124,8 @@ def semantics_table(matrix: pd.DataFrame) -> str:
     return str(matrix.set_index("impl").T.rename_axis("case").to_markdown())
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Two decimals, or none from a hundred on."""
     if not np.isfinite(value):
-        return f"{'-':>6}"
-    return f"{value:6.2f}" if value < 100 else f"{value:6.0f}"
+        return "-"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"

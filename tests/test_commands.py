@@ -57,7 +57,7 @@ def measured(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pd.Dat
 def test_side_by_side_measures_every_metric(measured) -> None:
     run, rows = measured
     assert run.returncode == 0, run.stderr
-    assert list(rows) == COLUMNS
+    assert list(rows) == [*COLUMNS, "samples"]
     of = rows.groupby("impl")["metric"].agg(set)
     times = {"forward", "backward", "forward_backward"}
     memory = {"peak_memory", "saved_memory", "error"}
@@ -71,6 +71,7 @@ def test_side_by_side_measures_every_metric(measured) -> None:
     assert (sampled["n"] >= 9).all()
     assert (sampled["ci_low"] <= sampled["value"]).all()
     assert (sampled["value"] <= sampled["ci_high"]).all()
+    assert (sampled["samples"].str.split().map(len) == sampled["n"]).all()
 
 
 def test_a_wrong_loss_has_no_times(measured) -> None:
@@ -102,6 +103,7 @@ def test_semantics_are_found_by_running(tmp_path) -> None:
 
 def test_rows_are_added_to_a_file_that_exists(measured, tmp_path) -> None:
     out = tmp_path / "rows.csv"
+    out.write_text(",".join(COLUMNS) + "\n")  # as before there were samples
     for _ in range(2):
         run = python(
             *("benchmarks", "--workload", "notebook", "--pass", "forward", "--out", str(out)),
@@ -109,6 +111,7 @@ def test_rows_are_added_to_a_file_that_exists(measured, tmp_path) -> None:
         )
         assert run.returncode == 0, run.stderr
     rows = pd.read_csv(out)
+    assert list(rows) == COLUMNS
     assert (rows["metric"] == "forward").sum() == 4
     assert "backward" not in set(rows["metric"])
 

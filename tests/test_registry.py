@@ -125,3 +125,21 @@ def test_a_bug_of_ones_own_stays_loud(tmp_path, text: str) -> None:
 def test_a_file_without_a_loss_says_what_it_lacks(tmp_path) -> None:
     with pytest.raises(AttributeError, match="defines none of cross_entropy, linear_cross_entropy"):
         impls.load(write(tmp_path, "x = 1"))
+
+
+def test_the_tables_of_impls_readme_are_those_of_the_command() -> None:
+    """What they lack is shown, to paste. Of what is not installed here, the name alone is known."""
+    text = (Path(impls.__file__).parent / "README.md").read_text()
+    rows = [row for row in text.splitlines() if row.startswith("| [")]
+    due = []
+    for name in impls.names():
+        link = f"| [`{name}`]({name.replace('.', '/')}.py) |"
+        try:
+            loss = impls.load(name)
+        except impls.Unavailable:
+            due += [row for row in rows if row.startswith(link)] or [link]
+            continue
+        devices, options = ", ".join(loss.support.devices), ", ".join(loss.options)
+        due.append(f"{link} {loss.summary} | {devices} | {options} |")
+    assert [row for row in due if row not in rows] == []
+    assert [row for row in rows if row not in due] == []

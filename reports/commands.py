@@ -1,0 +1,57 @@
+"""What to paste: the line that imports a loss, the command that measures a cell again."""
+
+import re
+import shlex
+
+import pandas as pd
+
+
+def load_name(impl: str) -> str:
+    """The name that ``impls.load`` takes: a row's may have a level in front of a path or a loss."""
+    name = impl.partition(".")[2]
+    if name.startswith("logits."):
+        return load_name(name)
+    return name if name.partition("(")[0].endswith(".py") else impl
+
+
+def import_line(impl: str) -> str:
+    """One line of Python, after which a loss has its function's own name."""
+    level = impl.partition(".")[0]
+    function = "cross_entropy" if level == "logits" else "linear_cross_entropy"
+    name = load_name(impl)
+    if name == impl and re.fullmatch(r"\w+\.\w+", impl):
+        return f"from impls.{impl} import {function}"
+    in_front = ".as_linear()" if impl.startswith("linear.logits.") else ""
+    return f'from impls import load; {function} = load("{name}"){in_front}.fn'
+
+
+def reproduce(of: pd.Series) -> str:
+    """The command that measures a row's cell again, at its commit and on its machine."""
+    level = of["impl"].partition(".")[0]
+    if of["source"] == "asv":
+        if of["workload"].startswith("gpt2_text"):
+            quick = (of["workload"], of["dtype"]) == ("gpt2_text@256", "float32")
+            profile = "" if quick else "BENCHMARK_PROFILE=regular "
+        else:
+            profile = "BENCHMARK_PROFILE=large "
+        cell = ", ".join(f"'{of[name]}'" for name in ("impl", "workload", "dtype"))
+        return (
+            f"{profile}asv run --launch-method spawn --record-samples "
+            f'--bench "{level}.{of["device"].upper()}.*{cell}" {of["commit"][:10]}^!'
+        )
+    if of["source"] == "pytest-benchmark":
+        return f"pytest --benchmark-only --impl {shlex.quote(load_name(of['impl']))}"
+    if of["source"] == "Liger-Kernel":
+        kernel = of["workload"].partition(" ")[0]
+        return f"python benchmark/scripts/benchmark_{kernel}.py  # in a clone of Liger-Kernel"
+    name, _, text = of["workload"].partition(":")
+    words = ["python", "-m", "benchmarks", "--workload", name, *(["--text", text] if text else [])]
+    words += ["--dtype", of["dtype"], *([] if of["device"] == "cpu" else ["--device", "cuda"])]
+    words += ["--allocator", "default"] if of["allocator"] == "default" else []
+    is_limit = of["impl"].endswith(".limit")
+    # A limit is measured beside any loss; that of a level is measured where a loss of it is.
+    losses = [f"{level}.builtin"] if is_limit or level == "linear" else []
+    losses += [] if is_limit else [load_name(of["impl"])]
+    for loss in dict.fromkeys(losses):
+        words += ["--impl", loss]
+    return shlex.join(words)
