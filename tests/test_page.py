@@ -67,10 +67,10 @@ def pairs() -> pd.DataFrame:
     of |= {"impl": "logits.eager", "metric": "forward_backward", "unit": "ms"}
     roles = {"base": 1.0, "head": 1.1, "control": 1.0, "planted": 1.06}
     rows = [
-        of | {"role": role, "pair": pair, "block": block, "value": 10 * ratio * rng.normal(1, 1e-3)}
-        for pair in range(6)
+        of | {"role": role, "pair": pair, "round": n, "value": 10 * ratio * rng.normal(1, 1e-3)}
+        for pair in range(10)
         for role, ratio in roles.items()
-        for block in range(4)
+        for n in range(4)
     ]
     return pd.DataFrame(rows)
 
