@@ -112,7 +112,7 @@ def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
         least = float(cell["margin"].iloc[0]) if margin is None else margin
         medians = cell.groupby("role")["value"].median()
         one["unit"] = cell["unit"].iloc[0]
-        one |= {"base": medians.get("base"), "head": medians.get("head")}
+        one |= medians.reindex(["base", "head"]).to_dict()
         if cell["pair"].isna().all():
             out.append(one | exact(one["metric"], one["base"], one["head"]))
             continue
@@ -128,6 +128,8 @@ def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
 
 def exact(metric: str, base: float, head: float) -> dict[str, object]:
     """Bytes are compared to the byte; an error beyond its budget (1) is wrong."""
+    if np.isnan(base + head):  # interrupted before both were there
+        return {"verdict": "inconclusive"}
     if metric == "error":
         return {"verdict": "wrong" if not head <= 1 else "right"}
     change = "regressed" if head > base else "improved" if head < base else "equivalent"

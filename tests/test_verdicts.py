@@ -61,7 +61,7 @@ def test_a_control_that_moves_takes_the_verdict_back() -> None:
 
 
 def test_few_pairs_decide_nothing() -> None:
-    assert effect([0.1] * (PAIRS - 1), MARGIN).verdict == "inconclusive"
+    assert effect(np.full(PAIRS - 1, 0.1), MARGIN).verdict == "inconclusive"
 
 
 @pytest.mark.parametrize("roles", [["base"], ["base", "head"], ["base", "head", "planted"]])
@@ -95,9 +95,9 @@ def test_bytes_are_compared_to_the_byte_and_errors_with_their_budget() -> None:
 
 def test_one_false_verdict_among_many_cells_is_taken_back() -> None:
     """Benjamini-Hochberg: what one cell alone may claim, one in sixty may not."""
-    barely = rows(1.0, 0.003, pairs=6, seed=1)
+    barely = rows(1.0, 0.003, pairs=PAIRS, seed=1)
     shift = next(
-        s for s in np.arange(1, 1.05, 0.0005) if verdicts(shifted(barely, s)).p.item() < ALPHA / 2
+        s for s in np.arange(1, 1.05, 0.0005) if verdicts(shifted(barely, s)).p.item() <= ALPHA
     )
     alone = shifted(barely, shift)
     assert verdicts(alone)["verdict"].item() == "regressed"
@@ -111,7 +111,7 @@ def test_calibration_counts_false_verdicts_and_finds_what_is_seen() -> None:
     assert (of_cell.comparisons, of_cell.false, of_cell.undecided) == (20, 0, 0)
     assert of_all.impl == "all"
     assert 0.05 < of_cell.false_below < 0.2  # none of 20: the rate may still be as high
-    assert 0.01 <= of_cell.seen <= MARGIN
+    assert MARGIN / 2 < of_cell.seen < 2 * MARGIN
     # Where pairs scatter more, more of a change is needed, or all is undecided.
     coarse = calibration(rows(1.0, 0.012, pairs=200), MARGIN, [10])
     assert not coarse["seen"][0] <= of_cell.seen
