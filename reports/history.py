@@ -9,6 +9,8 @@ import pandas as pd
 from asv.step_detect import detect_steps
 from scipy import stats
 
+from reports.results import commit_dates
+
 # What a number's comparability rests on; series that differ in one of these are never mixed.
 ENVIRONMENT = ["source", "machine", "device", "torch", "threads", "allocator"]
 QUANTITY = ["workload", "dtype", "metric", "unit"]
@@ -90,7 +92,7 @@ def changes(group: pd.DataFrame, margin: float) -> list[Change]:
 
 def by_date(rows: pd.DataFrame) -> pd.DataFrame:
     """The oldest commit first; as they stand, if a date is not known."""
-    dates = pd.to_datetime(rows["commit_date"], utc=True, errors="coerce")
+    dates = commit_dates(rows)
     return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
 
 

@@ -14,6 +14,7 @@ from reports import plots, tables, verdicts
 from reports.commands import reproduce
 from reports.history import ENVIRONMENT, QUANTITY, Change, changes, groups, series
 from reports.pick import shape
+from reports.results import commit_dates
 from reports.tables import number
 
 # What keeps the page small and quick. Beyond these it says what it leaves out.
@@ -76,7 +77,7 @@ def charted(rows: pd.DataFrame) -> list[pd.DataFrame]:
 def _order(cell: pd.DataFrame) -> tuple[object, ...]:
     of = cell.iloc[0]
     size = float(np.prod(shape(of["workload"]) or (0,), dtype=float))
-    date = pd.to_datetime(of["commit_date"], utc=True, errors="coerce")
+    date = commit_dates(cell).iloc[0]
     newest = -date.timestamp() if pd.notna(date) else -np.inf
     exact_first = (of["dtype"] != "float32", of["dtype"])
     return (-size, of["workload"], exact_first, _place(of), of["level"], newest)
@@ -289,7 +290,7 @@ def _recent(rows: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
     if rows.empty:
         return rows
     one = [rows[name] for name in [*ENVIRONMENT, *QUANTITY, "impl"]]
-    dates = pd.to_datetime(rows["commit_date"], utc=True, errors="coerce")
+    dates = commit_dates(rows)
     age = dates.groupby(one, dropna=False).rank(method="dense", ascending=False)
     in_file = rows.groupby(one, dropna=False).cumcount(ascending=False) + 1
     count = rows.groupby(one, dropna=False).ngroups

@@ -65,6 +65,11 @@ def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
     ), notes
 
 
+def commit_dates(rows: pd.DataFrame) -> pd.Series:
+    """When each row's commit was made; NaT where that is not known."""
+    return pd.to_datetime(rows["commit_date"], utc=True, errors="coerce", format="ISO8601")
+
+
 def _files(path: Path) -> Iterable[Path]:
     if path.is_dir():
         found = itertools.chain(path.rglob("*.json"), path.rglob("*.csv"))

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from reports.results import commit_dates
+
 RUN = ["source", "machine", "device", "commit", "torch", "threads", "allocator"]
 METRICS = ["forward", "backward", "forward_backward", "peak_memory", "saved_memory", "error"]
 LEGEND = (
@@ -28,7 +30,7 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
     """
     place = [rows[name] for name in ("source", "machine", "device", "threads", "allocator")]
     cell = [*place, rows["impl"].map(level_of), rows["workload"], rows["dtype"]]
-    date = pd.to_datetime(rows["commit_date"], utc=True, errors="coerce")
+    date = commit_dates(rows)
     latest = date.groupby([*cell, rows["impl"]], dropna=False).transform("max")
     last = (date == latest) | date.isna()
     run = [*cell, rows["commit"], rows["torch"]]
