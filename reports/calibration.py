@@ -22,7 +22,8 @@ def calibration(rows: pd.DataFrame, margin: float, at_most: Sequence[int]) -> pd
     would have: at its first verdict, or without one. ``false`` counts those called regressed or
     improved, whose rate is, one is 95 % sure, below ``false_below``. ``seen`` is the smallest
     slowdown that ``POWER`` of them call regressed if it is added to what was measured, in steps of
-    0.25 %; nan if none is.
+    0.25 %; nan if none is. ``scatter`` is the standard deviation of a pair's log-ratio, by its
+    median absolute deviation, as a few pairs are disturbed.
     """
     cells = {cell: log_ratios(of) for cell, of in rows.groupby(CELL, sort=False)}
     environment = rows[ENVIRONMENT].drop_duplicates().to_dict("records")
@@ -45,6 +46,7 @@ def cut(logs: pd.DataFrame, pairs: int) -> list[pd.DataFrame]:
 
 
 def worth(comparisons: list[pd.DataFrame], margin: float) -> dict[str, float]:
+    every = pd.concat(comparisons)
     verdicts, pairs = zip(*(ended(logs, margin) for logs in comparisons), strict=True)
     false = sum(verdict in ("regressed", "improved") for verdict in verdicts)
 
@@ -60,7 +62,7 @@ def worth(comparisons: list[pd.DataFrame], margin: float) -> dict[str, float]:
         "equivalent": verdicts.count("equivalent"),
         "undecided": verdicts.count("inconclusive") + verdicts.count("unproven"),
         "pairs": float(np.median(pairs)),
-        "scatter": float(np.concatenate([logs["head"] for logs in comparisons]).std()),
+        "scatter": float(stats.median_abs_deviation(every["head"], scale="normal")),
         "seen": float(CHANGES[seen]) if seen < len(CHANGES) else np.nan,
     }
 
