@@ -92,7 +92,7 @@ def picture(rows: pd.DataFrame) -> str:
     names = iter(["picture"])
     for cell in charted(rows):
         for chart in _charts(tables.measured(cell), tables.title(cell), names):
-            return plots.standalone(chart)
+            return plots.standalone(str(chart))
     return ""
 
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -272,7 +273,11 @@ def test_readmes_picture_is_of_the_committed_numbers() -> None:
     [source] = re.findall(r"`python -m reports (reports/measured/\S+\.csv)`", readme)
     rows, notes = read([ROOT / source])
     assert not notes
-    assert words(page.picture(rows)) == words((ROOT / shown).read_text())
+    committed = (ROOT / shown).read_text()
+    assert words(page.picture(rows)) == words(committed)
+    svg = "{http://www.w3.org/2000/svg}"
+    style = ElementTree.fromstring(committed).findtext(f"{svg}style")
+    assert set(re.findall(r"var\((--\w+)\)", committed)) <= set(re.findall(r"(--\w+):", style))
 
 
 @pytest.fixture(scope="module")
