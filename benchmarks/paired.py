@@ -30,7 +30,7 @@ from benchmarks.revisions import export
 
 TURNS = (0, 1, 2, 0, 2, 1)  # two rounds
 BLOCK = 3, 0.01  # calls and seconds, at least
-SECONDS = 0.9  # about, of a pair for each cell
+SECONDS = 0.9  # of a pair for each cell, or half of what it took to start, if that is more
 MOST_ROUNDS = 60
 FIRST_CALLS = 4  # of a process: the heap still grows, and they take five times as long
 # Seconds before a block: another process's threads still spin, and the caches are its own.
@@ -95,30 +95,32 @@ class Comparison:
     def pair(self, number: int, cells: Iterable[Cell], margin: float) -> Iterator[Row]:
         """The rows of a fresh set of processes: rounds of each cell."""
         roles = ["base", "head", "control"]
-        start = number % len(roles)  # to be the first is no merit
-        order = roles[start:] + roles[:start]
+        first = number % len(roles)  # to be the first is no merit
+        order = roles[first:] + roles[:first]
         processes = self._fork(*order)
         environments = processes.ask_all("environment")
         environments["planted"] = environments["control"]
         for cell in cells:
             ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
             ask["warm_up"] = WARM_UP
-            first: Row = {"calls": FIRST_CALLS, "delay": 0.0, "seed": 0}
-            processes.ask_all(**ask, **first)
-            alone = [processes.ask(role, **ask, **first) for role in order]
+            start = time.monotonic()
+            begin: Row = {"calls": FIRST_CALLS, "delay": 0.0, "seed": 0}
+            processes.ask_all(**ask, **begin)
+            alone = [processes.ask(role, **ask, **begin) for role in order]
             call = min(map(min, alone))
             calls = max(BLOCK[0], round(BLOCK[1] / call))
-            rounds = SECONDS / (len(order) * (calls * call + max(call, WARM_UP)))
-            for block, turn in enumerate(TURNS * max(2, min(MOST_ROUNDS, round(rounds)) // 2)):
+            seconds = max(SECONDS, (time.monotonic() - start) / 2)
+            rounds = seconds / (len(order) * (calls * call + max(call, WARM_UP)))
+            for place, turn in enumerate(TURNS * max(2, min(MOST_ROUNDS, round(rounds)) // 2)):
                 of = order[turn]
-                round_ = block // len(order)
+                round_ = place // len(order)
                 role = "planted" if of == "control" and round_ % 4 in (0, 3) else of
                 delay = call * (margin + PLANTED) if role == "planted" else 0.0
                 seed = number * MOST_ROUNDS + round_
-                seconds = processes.ask(of, **ask, calls=calls, delay=delay, seed=seed)
-                of_cell = {"impl": cell.impl, "metric": cell.pass_, "unit": "ms"}
-                place = {"role": role, "pair": number, "round": round_}
-                yield environments[role] | of_cell | place | {"value": 1e3 * min(seconds)}
+                block = processes.ask(of, **ask, calls=calls, delay=delay, seed=seed)
+                of_cell = {"impl": cell.impl, "metric": cell.pass_, "unit": "ms", "role": role}
+                value = {"pair": number, "round": round_, "value": 1e3 * min(block)}
+                yield environments[role] | of_cell | value
 
     def close(self) -> None:
         if self.processes is not None:
