@@ -30,7 +30,7 @@ from benchmarks.revisions import export
 
 TURNS = (0, 1, 2, 0, 2, 1)  # two rounds
 BLOCK = 3, 0.01  # calls and seconds, at least
-SECONDS = 0.9  # of a pair for each cell, or half of what it took to start, if that is more
+SECONDS = 0.9  # about, of a pair for each cell
 MOST_ROUNDS = 60
 FIRST_CALLS = 4  # of a process: the heap still grows, and they take five times as long
 # Seconds before a block: another process's threads still spin, and the caches are its own.
@@ -103,14 +103,12 @@ class Comparison:
         for cell in cells:
             ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
             ask["warm_up"] = WARM_UP
-            start = time.monotonic()
             begin: Row = {"calls": FIRST_CALLS, "delay": 0.0, "seed": 0}
             processes.ask_all(**ask, **begin)
             alone = [processes.ask(role, **ask, **begin) for role in order]
             call = min(map(min, alone))
             calls = max(BLOCK[0], round(BLOCK[1] / call))
-            seconds = max(SECONDS, (time.monotonic() - start) / 2)
-            rounds = seconds / (len(order) * (calls * call + max(call, WARM_UP)))
+            rounds = SECONDS / (len(order) * (calls * call + max(call, WARM_UP)))
             for place, turn in enumerate(TURNS * max(2, min(MOST_ROUNDS, round(rounds)) // 2)):
                 of = order[turn]
                 round_ = place // len(order)

@@ -109,9 +109,9 @@ def statement(environment: Mapping[str, object], margin: float, path: Path = TAB
     for field in ENVIRONMENT:
         of_all = of_all[of_all[field].astype(str) == str(environment[field])]
     lines = [
-        f"On this machine {one.false} of {one.comparisons} comparisons of the same code, of at "
-        f"most {one.at_most} pairs, were called changed (95 % sure: below "
-        f"{_percent(one.false_below)}); 95 % of them see a slowdown of {_percent(one.seen)}."
+        f"Calibrated here: {one.false} of {one.comparisons} comparisons of the same code, of at "
+        f"most {one.at_most} pairs, were called changed (95 % sure: below {_percent(one.false_below)}), "
+        f"{one.undecided} were undecided; slowdown that 95 % of them see: {_percent(one.seen)}."
         for one in of_all.itertuples()
     ]
     return "\n".join(lines) or (

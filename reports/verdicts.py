@@ -166,4 +166,4 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %" if np.isfinite(ratio) else "?"
+    return f"{100 * (ratio - 1):+.1f} %" if 0 < ratio < np.inf else "?"
