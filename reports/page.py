@@ -170,13 +170,15 @@ def _multiples(impl: str, one: pd.Series, table: pd.DataFrame) -> list[pd.Series
 def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     """Which loss to take, and why. Empty if no time of both passes was measured.
 
-    Of those whose 95 % intervals reach that of the fastest, it is the one with the least memory.
+    Of those whose medians are in the 95 % interval of the fastest, it is the one with the least
+    memory.
     """
     right = table[~table.index.str.endswith(".limit")].dropna(subset="forward_backward")
     if right.empty:
         return {}
     fastest = right.iloc[0]
-    equal = right[(right["low"] <= fastest["high"]) | (right.index == fastest.name)]
+    within = right["forward_backward"] <= fastest["high"]
+    equal = right[within | (right.index == fastest.name)]
     lightest_first = equal.sort_values("peak_memory", kind="stable")
     taken = lightest_first.iloc[0] if pd.notna(lightest_first["peak_memory"].iloc[0]) else fastest
     impl = str(taken.name)
