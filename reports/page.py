@@ -18,10 +18,10 @@ from reports.results import commit_dates
 from reports.tables import number
 
 # What keeps the page small and quick. Beyond these it says what it leaves out.
-SECTIONS = 60  # with a table
+SECTIONS = 30  # with a table
 CHARTED = 8  # of those, with charts
 HISTORIES = 12  # with a chart
-SERIES = 1000  # in which changes are looked for
+SERIES = 200  # in which changes are looked for
 POINTS = 25_000  # of them all
 COMMITS = (10, 200)  # of each series: at least, at most
 CHANGES = 100  # in the table

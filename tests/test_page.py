@@ -243,9 +243,9 @@ def test_a_hundred_thousand_rows_take_under_ten_seconds_and_five_megabytes(tmp_p
         parts[-1] = parts[-1].assign(metric="forward_backward", commit_date=dates)
     file = tmp_path / "rows.csv"
     pd.concat(parts).to_csv(file, index=False)
-    start = time.monotonic()
+    start = time.process_time()  # of this process: others may keep it waiting
     assert main([str(file), "--out", str(tmp_path)]) == 0
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     html = (tmp_path / "index.html").read_text()
     assert len(html) < 5e6
     text = words(html)
