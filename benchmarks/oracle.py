@@ -122,6 +122,6 @@ def _relative(
     return torch.where(distance == 0, 0, distance / norm).nan_to_num(nan=float("inf"))
 
 
-def budget(native: float, dtype: str, bands: int = 1) -> float:
+def budget(native: float, dtype: str, bands: float = 1) -> float:
     """The error that is allowed at ``dtype``, where the native loss's own is ``native``."""
     return (2 * native if math.isfinite(native) else 0.0) + bands * BAND[dtype]
