@@ -49,7 +49,7 @@ def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
     tensors = inputs(arguments.impl, arguments)
     for number in range(-(-arguments.comparisons // len(cells))):
         with comparison(WORK_TREE, WORK_TREE, arguments.dtype, arguments.device) as revisions:
-            revisions.start(tensors)
+            revisions.give(tensors)
             for pair in range(arguments.pairs):
                 yield from revisions.pair(number * arguments.pairs + pair, cells, arguments.margin)
 

@@ -57,7 +57,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     }
     names = arguments.impl or revisions.changed()
     if names:
-        revisions.start(inputs(names, arguments))
+        revisions.give(inputs(names, arguments))
     constant = commits | {
         "margin": arguments.margin,
         "workload": arguments.workload,

@@ -1,20 +1,20 @@
 """Two revisions of ``impls``, measured in turn by live processes: raw pairs, for verdicts.
 
 Each revision is imported by a process of its own, which is idle while another measures. A pair is a
-fresh set of processes, as each has a bias of its own: one of the base, one of the head, and another
-of the base, the control, half of whose blocks have a planted slowdown. They are forked from one
-that has imported torch and holds the tensors, so that all read these at the same place. They take
-turns in blocks of calls, in the order A B C A C B, again and again: each comes after each of the
-others as often, and none after itself, which alone makes a block faster by a percent. A block
-counts as its fastest call, since what disturbs a call only adds to it; what is compared is the same
-round of two.
+fresh set of processes, as each has a bias of its own: one of the base, one of the head, and two
+controls of the base, one of them with a planted slowdown. They are forked from one that has
+imported torch and holds the tensors, so that all read these at the same place. They take turns in
+blocks of calls, in orders in which each comes after each of the others as often, and none after
+itself, which alone makes a block faster by a percent. A block counts as its fastest call, since
+what disturbs a call only adds to it; what is compared is the same round of two.
 """
 
 import csv
 import filecmp
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,10 @@ from benchmarks.common import Unmeasurable
 from benchmarks.processes import Processes
 from benchmarks.revisions import export
 
-TURNS = (0, 1, 2, 0, 2, 1)  # two rounds
+ROLES = ("base", "head", "control", "planted")
+TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # of a round each (Williams)
 BLOCK = 3, 0.01  # calls and seconds, at least
-SECONDS = 0.9  # about, of a pair for each cell
+SECONDS = 1.2  # about, of a pair for each cell
 MOST_ROUNDS = 60
 FIRST_CALLS = 4  # of a process: the heap still grows, and they take five times as long
 # Seconds before a block: another process's threads still spin, and the caches are its own.
@@ -55,7 +56,8 @@ class Comparison:
     def __init__(self, folder: Path, names: dict[str, str], dtype: str, device: str):
         self.folder, self.names, self.dtype, self.device = folder, names, dtype, device
         self.commits = {role: export(revision, folder / role) for role, revision in names.items()}
-        self.processes: Processes | None = None
+        self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
+        self.processes = Processes(folder, device)
 
     def changed(self) -> list[str]:
         """The implementations of both that differ; all, if what they share does."""
@@ -68,11 +70,10 @@ class Comparison:
         changed = differing(base, head, set(files.values()))
         return [name for name in both if files[name] in changed]
 
-    def start(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Start what measures, with the tensors of each level."""
+    def give(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The tensors of each level, before anything is measured."""
         for level, tensors in inputs.items():
             torch.save(dict(tensors), self.folder / f"{level}.pt")
-        self.processes = Processes(self.folder, self.device)
 
     def exact(self, impl: str) -> list[Row]:
         """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""
@@ -90,42 +91,48 @@ class Comparison:
             parts = zip(found["errors"], found["budgets"], strict=True)
             worst = max(error / budget for error, budget in parts)
             rows.append(of_cell | {"metric": "error", "unit": "of its budget", "value": worst})
+            if found["compiled"]:
+                processes.compile_once()
         return rows
 
     def pair(self, number: int, cells: Iterable[Cell], margin: float) -> Iterator[Row]:
-        """The rows of a fresh set of processes: rounds of each cell."""
-        roles = ["base", "head", "control"]
-        first = number % len(roles)  # to be the first is no merit
-        order = roles[first:] + roles[:first]
+        """The rows of a fresh set of processes."""
+        first = number % len(ROLES)  # to be the first is no merit
+        order = ROLES[first:] + ROLES[:first]
         processes = self._fork(*order)
         environments = processes.ask_all("environment")
-        environments["planted"] = environments["control"]
         for cell in cells:
-            ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
-            ask["warm_up"] = WARM_UP
-            begin: Row = {"calls": FIRST_CALLS, "delay": 0.0, "seed": 0}
-            processes.ask_all(**ask, **begin)
-            alone = [processes.ask(role, **ask, **begin) for role in order]
-            call = min(map(min, alone))
-            calls = max(BLOCK[0], round(BLOCK[1] / call))
-            rounds = SECONDS / (len(order) * (calls * call + max(call, WARM_UP)))
-            for place, turn in enumerate(TURNS * max(2, min(MOST_ROUNDS, round(rounds)) // 2)):
-                of = order[turn]
-                round_ = place // len(order)
-                role = "planted" if of == "control" and round_ % 4 in (0, 3) else of
+            for row in self._rounds(cell, number, order, margin):
+                yield environments[row["role"]] | row
+
+    def _rounds(
+        self, cell: Cell, number: int, order: Sequence[str], margin: float
+    ) -> Iterator[Row]:
+        """The rows of a cell: a block of each role, again and again."""
+        ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
+        ask["warm_up"] = WARM_UP
+        begin: Row = {"calls": FIRST_CALLS, "delay": 0.0, "seed": 0}
+        self.processes.ask_all(**ask, **begin)
+        alone = (min(self.processes.ask(role, **ask, **begin)) for role in order)
+        call = self.calls.get(cell) or min(alone)
+        calls = max(BLOCK[0], round(BLOCK[1] / call))
+        seconds = len(order) * (calls * call + max(call, WARM_UP))  # of a round
+        of_base = []
+        for round_ in range(max(2, min(MOST_ROUNDS, round(SECONDS / seconds)))):
+            seed = number * MOST_ROUNDS + round_
+            for role in (order[turn] for turn in TURNS[round_ % len(TURNS)]):
                 delay = call * (margin + PLANTED) if role == "planted" else 0.0
-                seed = number * MOST_ROUNDS + round_
-                block = processes.ask(of, **ask, calls=calls, delay=delay, seed=seed)
+                block = min(self.processes.ask(role, **ask, calls=calls, delay=delay, seed=seed))
+                if role == "base":
+                    of_base.append(block)
                 of_cell = {"impl": cell.impl, "metric": cell.pass_, "unit": "ms", "role": role}
-                value = {"pair": number, "round": round_, "value": 1e3 * min(block)}
-                yield environments[role] | of_cell | value
+                yield of_cell | {"pair": number, "round": round_, "value": 1e3 * block}
+        self.calls[cell] = statistics.median(of_base)
 
     def close(self) -> None:
-        if self.processes is not None:
-            self.processes.close()
+        self.processes.close()
 
     def _fork(self, *roles: str) -> Processes:
-        assert self.processes is not None, "start() comes first"
         revisions = {role: "head" if role == "head" else "base" for role in roles}
         self.processes.fork(
             {role: (self.names[of], self.folder / of) for role, of in revisions.items()}

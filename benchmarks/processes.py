@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from benchmarks.environment import BOUND_THREADS, LARGE_PAGES, PINNED_ALLOCATOR
 from benchmarks.revisions import ROOT
+from benchmarks.worker import COMPILE
 
 ENVIRONMENT = {
     **PINNED_ALLOCATOR,
@@ -60,6 +61,12 @@ class Processes:
                 with suppress(OSError):  # it died: that no answer comes will say so
                     socket.send_fds(self.control, [bytes(folder)], [theirs.fileno()])
                     self.control.recv(1)
+
+    def compile_once(self) -> None:
+        """Have those that are forked from now on compile faster."""
+        with suppress(OSError):  # it died: that no answer comes will say so
+            self.control.send(COMPILE)
+            self.control.recv(1)
 
     def ask(self, role: str, do: str, **request: Any) -> Any:
         """What the role's process answers. Raises ``ProcessFailed``."""

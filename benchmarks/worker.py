@@ -1,9 +1,10 @@
 """Processes that hold a revision of ``impls`` each, and measure when they are asked.
 
-``python -P -m benchmarks.worker FOLDER DEVICE FD`` imports torch, reads the tensors in FOLDER, and
-forks one of itself for each message on its socket FD: a folder that holds an ``impls``, and with it
-another socket. On that, requests come to the new process as lines of JSON, and its answers go back
-so. ``benchmarks.processes`` asks.
+``python -P -m benchmarks.worker FOLDER DEVICE FD`` imports torch, and forks one of itself for each
+message on its socket FD: a folder that holds an ``impls``, and with it another socket. On that,
+requests come to the new process as lines of JSON, and its answers go back so. All have the tensors
+that FOLDER holds when the first message comes. A message that is but ``COMPILE`` has it compile
+something once, which all that come after it do faster. ``benchmarks.processes`` asks.
 """
 
 import json
@@ -17,13 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import asv_runner.benchmarks.mark  # noqa: F401  as the next: once here, and not in each process
 import torch
-import torch._inductor.compile_fx  # here it is imported once, and not in each process
 from torch import Tensor
 
+import benchmarks.workloads  # noqa: F401
 from benchmarks import meters
 from benchmarks.environment import comparable
 
+COMPILE = b"compile"
 PADDING = 64, 2**20  # bytes, and how many of these at the most
 
 Given = dict[str, dict[str, Tensor]]  # a level's tensors
@@ -68,6 +71,7 @@ class Worker:
             "budgets": step.budgets(expected, dtype),
             "peak_memory": meters.peak_memory(step.forward_backward, self.device),
             "saved_memory": meters.saved_memory(step.forward, self.device),
+            "compiled": "torch._inductor.compile_fx" in sys.modules,
         }
 
     def block(
@@ -122,23 +126,39 @@ def serve(source: str, channel: socket.socket, given: Given, device: str) -> Non
             print(json.dumps(answer), file=lines, flush=True)
 
 
+def compile_once() -> None:
+    """Have torch.compile load what it needs: most of the time that it takes in a fresh process.
+
+    Of a few numbers, which no thread of OpenMP's is started for: those do not survive a fork.
+    """
+    x = torch.ones(8, requires_grad=True)
+    torch.compile(lambda x: (x - x.exp()).sum())(x).backward()
+
+
 def main(folder: str, device: str, fd: str) -> None:
     os.dup2(2, 1)  # what a loss prints is no answer
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that have ended
-    # Read before any fork, so that all read them at the same place, and never on a device: CUDA
-    # does not survive a fork.
-    given = {file.stem: torch.load(file, map_location="cpu") for file in Path(folder).glob("*.pt")}
+    given: Given = {}
     with socket.socket(fileno=int(fd)) as control:
         while True:
-            source, channels, _, _ = socket.recv_fds(control, 4096, 1)
-            if not source:
+            message, channels, _, _ = socket.recv_fds(control, 4096, 1)
+            if not message:
                 break
-            if os.fork() == 0:
-                control.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                serve(source.decode(), socket.socket(fileno=channels[0]), given, device)
-                os._exit(0)
-            os.close(channels[0])
+            if message == COMPILE:
+                compile_once()
+            else:
+                # Before any fork, so that all read them at the same place, and never on a device:
+                # CUDA does not survive a fork.
+                given = given or {
+                    file.stem: torch.load(file, map_location="cpu")
+                    for file in Path(folder).glob("*.pt")
+                }
+                signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for one that has ended
+                if os.fork() == 0:
+                    control.close()
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    serve(message.decode(), socket.socket(fileno=channels[0]), given, device)
+                    os._exit(0)
+                os.close(channels[0])
             control.send(b".")
     # Who asked kills this process when it is done: it is only here if that one was killed itself.
     shutil.rmtree(folder, ignore_errors=True)

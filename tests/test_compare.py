@@ -81,8 +81,8 @@ def test_slower_and_heavier_is_seen_and_can_be_recomputed(clone) -> None:
     rows = pd.read_csv(clone / "pairs.csv")
     timed = rows[rows["unit"] == "ms"]
     counts = timed["role"].value_counts()
-    assert counts["base"] == counts["head"] == counts["control"] + counts["planted"]
-    assert counts["control"] == counts["planted"]
+    assert set(counts) == {counts["base"]}, counts
+    assert set(counts.index) == {"base", "head", "control", "planted"}
     again = subprocess.run(
         [sys.executable, "-m", "reports", "verdicts", str(clone / "pairs.csv")],
         **{"cwd": ROOT, "capture_output": True, "text": True},
