@@ -13,6 +13,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from dataclasses import replace
@@ -108,8 +109,10 @@ def _execute(file: Path) -> ModuleType:
 
 
 def _level(name: str, module: ModuleType) -> str:
-    # The linear level is looked for first: such a file may well import a cross_entropy to call.
-    for level in ("linear", "logits"):
-        if hasattr(module, FUNCTIONS[level]):
-            return level
-    raise AttributeError(f"{name} defines none of {', '.join(FUNCTIONS.values())}")
+    # A loss of hidden states is looked for first: it may well import a cross_entropy to call.
+    if hasattr(module, FUNCTIONS["linear"]):
+        parameters = inspect.signature(module.linear_cross_entropy).parameters
+        return "sharded" if "group" in parameters else "linear"
+    if hasattr(module, FUNCTIONS["logits"]):
+        return "logits"
+    raise AttributeError(f"{name} defines none of {', '.join(dict.fromkeys(FUNCTIONS.values()))}")

@@ -1,6 +1,6 @@
-"""What a loss is: its two signatures, what it supports, and what a call to it may look like.
+"""What a loss is: its three signatures, what it supports, and what a call to it may look like.
 
-N tokens, D hidden, V vocabulary.
+N tokens, D hidden, V vocabulary, R ranks.
 """
 
 import inspect
@@ -12,8 +12,14 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-FUNCTIONS = {"logits": "cross_entropy", "linear": "linear_cross_entropy"}
+# The levels, and the name that the function of each has.
+FUNCTIONS = {
+    "logits": "cross_entropy",
+    "linear": "linear_cross_entropy",
+    "sharded": "linear_cross_entropy",
+}
 
 
 class CrossEntropy(Protocol):
@@ -48,6 +54,30 @@ class LinearCrossEntropy(Protocol):
     ) -> Tensor: ...
 
 
+class ShardedLinearCrossEntropy(Protocol):
+    """``LinearCrossEntropy`` of a vocabulary that the R ranks of ``group`` hold a slice each of.
+
+    V_r classes are this rank's, which may be none; slices are in the order of the ranks. What is
+    over the vocabulary is this rank's slice, and so is its gradient. All else is the same on every
+    rank: input, target (numbers among all V = Σ V_r classes), options, the upstream gradient; and
+    so are the value and the gradient of the input. Every rank calls it, and its backward.
+    """
+
+    def __call__(
+        self,
+        input: Tensor,  # (N, D) hidden states
+        linear_weight: Tensor,  # (V_r, D)
+        target: Tensor,  # (N,) int64
+        *,
+        group: ProcessGroup | None = None,  # None is torch's default group
+        linear_bias: Tensor | None = None,  # (V_r,)
+        weight: Tensor | None = None,  # (V_r,) class weights
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Support:
     """Where an implementation runs. A file that says nothing else runs wherever torch does.
@@ -59,6 +89,7 @@ class Support:
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
     overwrites_input: bool = False
+    even_slices: bool = False  # of a sharded loss: it takes none but those of torch.chunk
     deviations: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -80,7 +111,7 @@ def triton_support(**more: Any) -> Support:
 
 @dataclass(frozen=True)
 class Loss:
-    """One implementation: ``fn`` is a ``CrossEntropy`` or, at level "linear", the linear kind."""
+    """One implementation: ``fn`` is a ``CrossEntropy`` or, at another level, that level's kind."""
 
     name: str
     level: str
@@ -90,11 +121,14 @@ class Loss:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The keyword arguments that it takes: what is not in its signature it does not support."""
+        """The keyword arguments that it takes: what is not in its signature it does not support.
+
+        Without ``group``, which says where it runs, not what it computes.
+        """
         return tuple(
             parameter.name
             for parameter in inspect.signature(self.fn).parameters.values()
-            if parameter.default is not parameter.empty
+            if parameter.default is not parameter.empty and parameter.name != "group"
         )
 
     def as_linear(self) -> "Loss":
