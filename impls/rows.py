@@ -38,7 +38,8 @@ def sums(
     exp(x - m) is written to ``exps_out``, which may be the input.
     """
     x = cap(input.to(accumulation_dtype(input.dtype)), softcap)
-    m = x.amax(1, keepdim=True)
+    # Not -inf, of which all that a rank holds of a row may consist: -inf - -inf is nan.
+    m = x.amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).min)
     exps = (x - m).exp()
     # Not its log: on a CPU that would be a loop of its own, and the rows would leave the cache.
     s = exps.sum(1, keepdim=True)
