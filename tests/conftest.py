@@ -1,11 +1,18 @@
-"""The ``loss`` fixture: every implementation in turn, or those that ``--impl`` names."""
+"""The ``loss`` fixture: every implementation in turn, or those that ``--impl`` names.
 
+A sharded one comes across 1, 2, 3 and 4 ranks, each time as one linear loss.
+"""
+
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 import impls
 from benchmarks.common import Unmeasurable, check_device
+from benchmarks.ranks import UNEVEN, Ranks
 from impls.loss import INTERPRETED
 
 if INTERPRETED:
@@ -58,7 +65,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loss" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--impl") or impls.names()
-        metafunc.parametrize("loss", chosen, indirect=True)
+        cases = [case for name in chosen for case in across(name)]
+        metafunc.parametrize("loss", cases, indirect=True)
+
+
+def across(name: str) -> list[Any]:
+    """The implementation once or, if it is a sharded one, for each number of ranks."""
+    try:
+        is_sharded = name.startswith("sharded.") or impls.load(name).level == "sharded"
+    except impls.Unavailable:
+        is_sharded = False  # it is skipped or failed once
+    if not is_sharded:
+        return [pytest.param((name, 0), id=name)]
+    return [pytest.param((name, k), id=f"{name}-{k}-ranks") for k in UNEVEN]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,16 +89,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """The processes that sharded losses run on: one set, so that each compiles once."""
+    device = request.config.getoption("--device")
+    here = torch.cuda.device_count() if device == "cuda" else max(UNEVEN)
+    with Ranks(min(here, max(UNEVEN)), device=device) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
 def loss(request: pytest.FixtureRequest) -> impls.Loss:
     """The implementation, of whose devices the one that is asked for is left."""
+    name, k = request.param
     device = request.config.getoption("--device")
     try:
         check_device(device)
-        found = impls.load(request.param)
+        found = impls.load(name)
     except (impls.Unavailable, Unmeasurable) as reason:
         if request.config.getoption("--require-all"):
-            pytest.fail(f"{request.param}: {reason}")
-        pytest.skip(f"{request.param}: {reason}")
+            pytest.fail(f"{name}: {reason}")
+        pytest.skip(f"{name}: {reason}")
     if device not in found.support.devices:
-        pytest.skip(f"{request.param} runs on {', '.join(found.support.devices)}, not on {device}")
+        pytest.skip(f"{name} runs on {', '.join(found.support.devices)}, not on {device}")
+    if device == "cuda" and k > torch.cuda.device_count():
+        pytest.skip(f"{k} ranks need as many GPUs; here are {torch.cuda.device_count()}")
+    if k:
+        found = request.getfixturevalue("ranks").loss(name, k)
     return replace(found, support=replace(found.support, devices=(device,)))
