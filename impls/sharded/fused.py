@@ -136,7 +136,7 @@ class Loss(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx, upstream):
-        *tensors, own = *ctx.saved_tensors[:3], Shard(*ctx.saved_tensors[3:])
+        tensors, own = ctx.saved_tensors[:3], Shard(*ctx.saved_tensors[3:])
         grads, ctx.grads = ctx.grads, None
         each = ctx.reduction == "none"
         if each or grads is None:  # None is left to a second backward
