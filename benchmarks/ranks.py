@@ -181,17 +181,20 @@ class Ranks:
             arguments = signature.bind(*given, **keywords).arguments
             tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
             needed = [name for name, tensor in tensors.items() if tensor.requires_grad]
+            sizes = slices(tensors, k, loss.support.even_slices)
             call = Call(
                 next(self.numbers),
                 name,
-                sizes(tensors, k, loss.support.even_slices),
+                sizes,
                 {name: tensor.detach() for name, tensor in tensors.items()},
                 {name: a for name, a in arguments.items() if name not in tensors},
                 needed if torch.is_grad_enabled() else [],
                 autocast_dtype(tensors["input"].device.type),
                 compiled,
             )
-            return Across.apply(self, k, call, *(tensors[name] for name in needed))
+            return Across.apply(
+                self, len(sizes or range(k)), call, *(tensors[name] for name in needed)
+            )
 
         def linear_cross_entropy(*given: Any, **keywords: Any) -> Tensor:
             return across(torch.compiler.is_compiling(), *given, **keywords)
@@ -200,18 +203,18 @@ class Ranks:
         return replace(loss, name=f"{loss.name}-{k}-ranks", level="linear", fn=linear_cross_entropy)
 
 
-def sizes(tensors: dict[str, Tensor], k: int, even: bool) -> list[int] | None:
-    """Of the slices of ``k`` ranks; None, if there is nothing that could be sliced alike."""
+def slices(tensors: dict[str, Tensor], k: int, even: bool) -> list[int] | None:
+    """How many classes each of ``k`` ranks has: of few, torch.chunk makes slices for fewer ranks.
+
+    None, if what is to be sliced is not of one length: then each rank gets the whole, to refuse.
+    """
     lengths = {len(tensors[name]) for name in SLICED if name in tensors}
     if len(lengths) > 1:
         return None
     [v] = lengths
     if even:
-        chunk = -(-v // k)
-        bounds = [min(chunk * i, v) for i in range(k + 1)]
-    else:
-        shares = UNEVEN[k]
-        bounds = [v * sum(shares[:i]) // sum(shares) for i in range(k + 1)]
+        return [len(chunk) for chunk in torch.arange(v).chunk(k)]
+    bounds = [v * sum(UNEVEN[k][:i]) // sum(UNEVEN[k]) for i in range(k + 1)]
     return [end - start for start, end in itertools.pairwise(bounds)]
 
 

@@ -24,6 +24,7 @@ def describe(name: str) -> dict[str, Any]:
         "devices_here": [device for device in loss.support.devices if is_here(device)],
         "dtypes": loss.support.dtypes,
         "overwrites_input": loss.support.overwrites_input,
+        "even_slices": loss.support.even_slices,
         "deviations": loss.support.deviations,
         "options": loss.options,
         "unavailable": None,
@@ -50,6 +51,8 @@ def table(found: list[dict[str, Any]]) -> str:
         lines.append(f"{'':{width}}    takes {', '.join(one['options'])}")
         if one["overwrites_input"]:
             lines.append(f"{'':{width}}    overwrites its input")
+        if one["even_slices"]:
+            lines.append(f"{'':{width}}    takes slices as torch.chunk cuts them")
         for check, deviation in one["deviations"].items():
             lines.append(f"{'':{width}}    deviates, {check}: {deviation}")
     return "\n".join(lines)

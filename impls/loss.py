@@ -89,7 +89,7 @@ class Support:
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
     overwrites_input: bool = False
-    even_slices: bool = False  # of a sharded loss: it takes none but those of torch.chunk
+    even_slices: bool = False  # a sharded one: its slices must be those of torch.chunk
     deviations: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -39,13 +39,11 @@ def all_reduce(tensor: Tensor, group: Any, op: Any = dist.ReduceOp.SUM) -> Tenso
     return tensor
 
 
-def offset_and_vocab(linear_weight: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-    """The number of the slice's first class, and V. They stay on the device: nothing waits."""
-    rank = dist.get_rank(group)
+def slice_sizes(linear_weight: Tensor, group: Any) -> Tensor:
+    """V_r of each rank, (R,). It stays on the device: nothing waits."""
     sizes = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=linear_weight.device)
-    sizes[rank] = len(linear_weight)
-    all_reduce(sizes, group)
-    return sizes[:rank].sum(), sizes.sum()
+    sizes[dist.get_rank(group)] = len(linear_weight)
+    return all_reduce(sizes, group)
 
 
 def check_range(target: Tensor, vocab: Tensor, ignore_index: int) -> None:
@@ -69,7 +67,8 @@ def shard(
 
     The ranks tell each other how many classes they hold and, if there are class weights, w_y.
     """
-    offset, vocab = offset_and_vocab(linear_weight, group)
+    sizes = slice_sizes(linear_weight, group)
+    offset, vocab = sizes[: dist.get_rank(group)].sum(), sizes.sum()
     check_range(target, vocab, ignore_index)
     n, size = len(target), len(linear_weight)
     counted = target != ignore_index
