@@ -140,17 +140,17 @@ class Ranks:
         return answers
 
     def what_happened(self, k: int, answers: dict[int, Any]) -> str:
-        """One line, which begins with those that did not answer."""
-        silent, spoke = [], []
+        """One line, which begins with those that did not answer, then those that raised."""
+        silent, raised, well = [], [], []
         for number in range(k):
             if number not in answers:
                 silent.append(f"rank {number} {self.fate(number)}")
             elif isinstance(error := answers[number], Exception):
                 first = str(error).strip().partition("\n")[0]
-                spoke.append(f"rank {number} raised {type(error).__name__}: {first}")
+                raised.append(f"rank {number} raised {type(error).__name__}: {first}")
             else:
-                spoke.append(f"rank {number} answered")
-        return "; ".join(silent + spoke)
+                well.append(f"rank {number} answered")
+        return "; ".join(silent + raised + well)
 
     def fate(self, number: int) -> str:
         try:

@@ -8,33 +8,33 @@ import torch
 import torch.nn.functional as F
 
 import impls
+from benchmarks.ranks import Ranks
 from impls.reduction import first_order
 from tests.checks import CHECKS, Wrong, hold
-from tests.wrong import linear, logits
+from tests.wrong import linear, logits, sharded
 
-WRONG = [
-    (level, bug, check)
-    for level, module in (("logits", logits), ("linear", linear))
-    for bug, (check, _) in module.BUGS.items()
-]
+LEVELS = {"logits": logits, "linear": linear, "sharded": sharded}
+WRONG = [(level, bug, check) for level in LEVELS for bug, (check, _) in LEVELS[level].BUGS.items()]
 MAKE = {"logits": logits.cross_entropy, "linear": linear.linear_cross_entropy}
 
 
-def wrong(level: str, bug: str | None) -> impls.Loss:
+def wrong(level: str, bug: str | None, ranks: Ranks) -> impls.Loss:
+    if level == "sharded":
+        return ranks.loss(f"{sharded.__file__}({bug=})", 3)
     return impls.Loss(f"{level}.{bug}", level, MAKE[level](bug), impls.Support(), "")
 
 
 @pytest.mark.parametrize(("level", "bug", "check"), WRONG)
-def test_wrong_loss_is_rejected(level: str, bug: str, check: str) -> None:
+def test_wrong_loss_is_rejected(level: str, bug: str, check: str, ranks: Ranks) -> None:
     with pytest.raises(Wrong):
-        hold(wrong(level, bug), check)
+        hold(wrong(level, bug, ranks), check)
 
 
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("level", ["logits", "linear"])
-def test_without_its_bug_it_passes(level: str, check: str) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_without_its_bug_it_passes(level: str, check: str, ranks: Ranks) -> None:
     """So that it is the bug that is rejected, and nothing else of the file."""
-    hold(wrong(level, None), check)
+    hold(wrong(level, None, ranks), check)
 
 
 def log_softmax_and_nll(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
