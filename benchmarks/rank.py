@@ -20,6 +20,7 @@ from torch import Tensor
 
 import impls
 
+START = timedelta(seconds=120)
 SLICED = ("linear_weight", "linear_bias", "weight")
 
 
@@ -129,15 +130,22 @@ def main(number: str, world_size: str, folder: str, timeout: str, device: str, f
     torch.set_num_threads(1)
     own = torch.device("cuda", int(number)) if device == "cuda" else torch.device("cpu")
     rank = Rank(int(number), own)
+    store = dist.FileStore(f"{folder}/store", int(world_size))
+    store.set(f"{number} is there", "")
+    # Until all have imported torch; the timeout is of what they do from then on.
+    store.wait([f"{other} is there" for other in range(int(world_size))], START)
+    within = timedelta(seconds=float(timeout))
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
-        store=dist.FileStore(f"{folder}/store", int(world_size)),
+        store=store,
         rank=rank.number,
         world_size=int(world_size),
-        timeout=timedelta(seconds=float(timeout)),
+        timeout=within,
     )
-    rank.groups = {k: dist.new_group(range(k)) for k in range(1, int(world_size) + 1)}
+    counts = range(1, int(world_size) + 1)
+    rank.groups = {k: dist.new_group(range(k), timeout=within) for k in counts}
     channel = Connection(int(fd))
+    channel.send_bytes(pickle.dumps("ready"))
     with suppress(EOFError):
         while True:
             function, k, arguments = pickle.loads(channel.recv_bytes())

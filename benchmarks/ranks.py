@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import impls
-from benchmarks.rank import SLICED, Call, backward, forward, same
+from benchmarks.rank import SLICED, START, Call, backward, forward, same
 from benchmarks.revisions import ROOT
 
 GRACE = 10.0  # seconds that the others have once one has failed
@@ -43,9 +43,9 @@ class RankFailed(RuntimeError):
 class Ranks:
     """``world_size`` processes, each a rank of one group, started when something is first asked.
 
-    An answer takes at most ``timeout`` seconds, or ``RankFailed`` is raised. The ranks' collectives
-    give up after half of that, so that none waits for one that died. After a ``RankFailed`` no
-    process is left; what is asked next starts new ones.
+    An answer takes ``timeout`` seconds at the most, or ``RankFailed`` is raised. The collectives of
+    the ranks give up after half of that, so that none waits for one that lags or died. After a
+    ``RankFailed`` no process is left; what is asked next starts new ones.
     """
 
     def __init__(self, world_size: int = 4, timeout: float = 180.0, device: str = "cpu"):
@@ -53,6 +53,7 @@ class Ranks:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.channels: list[connection.Connection] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self.asked = 0.0  # when
         self.numbers = itertools.count()
         self.live: weakref.WeakSet[Call] = weakref.WeakSet()  # whose graphs are still of use
 
@@ -74,7 +75,7 @@ class Ranks:
             for channel in self.channels[:k]:
                 with suppress(OSError):  # it died: that no answer comes will say so
                     channel.send_bytes(request)
-            answers = self.answers(k)
+            answers = self.answers(k, self.timeout)
             errors = [answer for answer in answers.values() if isinstance(answer, Exception)]
             alike = len(errors) == k and len({type(error) for error in errors}) == 1
             if len(answers) < k or (errors and not alike):
@@ -109,6 +110,9 @@ class Ranks:
                 )
             self.processes.append(process)
             self.channels.append(connection.Connection(ours.detach()))
+        answers = self.answers(self.world_size, START.total_seconds())
+        if len(answers) < self.world_size:
+            raise RankFailed(self.what_happened(self.world_size, answers))
 
     def close(self) -> None:
         for process in self.processes:
@@ -121,11 +125,12 @@ class Ranks:
             self.folder.cleanup()
             self.folder = None
 
-    def answers(self, k: int) -> dict[int, Any]:
-        """What the first ``k`` ranks send, until all have, or time is over."""
+    def answers(self, k: int, seconds: float) -> dict[int, Any]:
+        """What the first ``k`` ranks send, until all have, or ``seconds`` are over."""
         numbers = {channel: number for number, channel in enumerate(self.channels[:k])}
         answers = {}
-        until = time.monotonic() + self.timeout
+        self.asked = time.monotonic()
+        until = self.asked + seconds
         while numbers:
             ready = connection.wait([*numbers], max(0.0, until - time.monotonic()))
             if not ready:
@@ -154,9 +159,9 @@ class Ranks:
 
     def fate(self, number: int) -> str:
         try:
-            code = self.processes[number].wait(1.0)
+            code = self.processes[number].wait(0.2)
         except subprocess.TimeoutExpired:
-            return f"did not answer (within {self.timeout:g} s, or {GRACE:g} s of another's error)"
+            return f"did not answer within {time.monotonic() - self.asked:.0f} s"
         if code < 0:
             return f"died of {signal.Signals(-code).name}"
         lines = self.log(number).read_text().strip().splitlines() or ["it said nothing"]

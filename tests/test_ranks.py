@@ -1,0 +1,99 @@
+"""Ranks that die, lag or leave: a clear error within the stated time, and no process left."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+import impls
+from benchmarks import meters
+from benchmarks.rank import Rank
+from benchmarks.ranks import RankFailed, Ranks
+
+TIMEOUT = 4.0  # seconds; the collectives have half of it
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with Ranks(2, timeout=TIMEOUT) as ranks:
+        yield ranks
+
+
+def summed(rank: Rank, k: int) -> float:
+    one = torch.ones(())
+    dist.all_reduce(one, group=rank.groups[k])
+    return one.item()
+
+
+def killed(rank: Rank, k: int) -> float:
+    if rank.number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return summed(rank, k)
+
+
+def stopped(rank: Rank, k: int) -> float:
+    if rank.number == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return summed(rank, k)
+
+
+def raises_alone(rank: Rank, k: int) -> float:
+    if rank.number == 1:
+        raise KeyError("y")
+    return summed(rank, k)
+
+
+GLOO_SAYS = r"rank 0 raised RuntimeError: .*"
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (killed, rf"^rank 1 died of SIGKILL; {GLOO_SAYS}[Cc]onnection"),
+        (stopped, rf"^rank 1 did not answer within \d s; {GLOO_SAYS}[Tt]imed out"),
+        (raises_alone, rf"^{GLOO_SAYS}[Tt]imed out.*; rank 1 raised KeyError: 'y'"),
+    ],
+    ids=["killed", "stopped", "raises alone"],
+)
+def test_a_rank_that_fails_is_named_in_time(two: Ranks, function, says: str) -> None:
+    assert two.run(2, summed) == [2.0, 2.0]  # also after a failure: with new processes
+    processes = [process.pid for process in two.processes]
+    start = time.monotonic()
+    with pytest.raises(RankFailed, match=says):
+        two.run(2, function)
+    assert time.monotonic() - start < TIMEOUT + 1
+    assert not any(psutil.pid_exists(pid) for pid in processes)
+
+
+def peak_memory(rank: Rank, k: int, name: str) -> int:
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(n, 64, generator=generator).requires_grad_() for n in (900, 3000)]
+    target = torch.randint(3000, (900,), generator=generator)
+    group = {"group": rank.groups[k]} if name.startswith("sharded.") else {}
+    fn = impls.load(name).fn
+    return meters.peak_memory(
+        lambda: torch.autograd.grad(fn(*leaves, target, **group), leaves), "cpu"
+    )
+
+
+def test_a_rank_of_fused_holds_what_linear_fused_does_of_its_slice(ranks: Ranks) -> None:
+    whole = ranks.run(2, peak_memory, "linear.fused")
+    sharded = ranks.run(2, peak_memory, "sharded.fused")
+    assert max(sharded) < 1.02 * max(whole)
+    assert max(sharded) < 0.5 * min(ranks.run(2, peak_memory, "sharded.eager"))
+
+
+def uneven(rank: Rank, k: int) -> None:
+    loss = impls.load("sharded.dtensor").fn
+    weight = torch.randn(3 + rank.number, 4)
+    loss(torch.randn(2, 4), weight, torch.tensor([0, 6]), group=rank.groups[k])
+
+
+def test_dtensor_refuses_slices_that_a_dtensor_cannot_have(ranks: Ranks) -> None:
+    with pytest.raises(ValueError, match=r"as torch.chunk does.* got \[3, 4\]"):
+        ranks.run(2, uneven)
