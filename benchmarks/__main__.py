@@ -10,6 +10,7 @@ import impls
 from benchmarks import calibrate, compare, semantics, side_by_side
 from benchmarks.common import Unmeasurable, check_device, check_timeable, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
+from benchmarks.ranks import Ranks
 from benchmarks.workloads import WORKLOADS, UnknownWorkload, workload
 
 USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError)
@@ -83,9 +84,15 @@ def semantics_matrix(argv: list[str]) -> int:
         return 2
     import pandas as pd
 
+    from reports.commands import load_name
     from reports.tables import semantics_table
 
-    matrix = pd.DataFrame(semantics.matrix(losses))
+    with Ranks(2) as ranks:
+        here = [
+            ranks.loss(load_name(loss.name), 2) if loss.level == "sharded" else loss
+            for loss in losses
+        ]
+        matrix = pd.DataFrame(semantics.matrix(here))
     matrix.to_csv(arguments.out, index=False)
     print(f"{semantics_table(matrix)}\n\nwritten to {arguments.out}")
     return 0

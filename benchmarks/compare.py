@@ -189,6 +189,8 @@ def inputs(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[st
             raise impls.UnknownImplementation(
                 f"{level!r} is no level: to compare are names that `python -m impls` lists"
             )
+        if level == "sharded":
+            raise Unmeasurable("a sharded loss runs on ranks: compare measures in one process")
     chosen = workload(arguments.workload)
     return {level: tensors(chosen, level, arguments.dtype, arguments.device) for level in levels}
 

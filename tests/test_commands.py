@@ -84,7 +84,8 @@ def test_a_wrong_loss_has_no_times(measured) -> None:
 
 def test_semantics_are_found_by_running(tmp_path) -> None:
     out = tmp_path / "semantics.csv"
-    names = ["logits.builtin", "logits.eager", str(ROOT / "tests" / "files" / "careless.py")]
+    careless = str(ROOT / "tests" / "files" / "careless.py")
+    names = ["logits.builtin", "logits.eager", careless, "sharded.eager"]
     run = python(
         *("benchmarks", "semantics", "--out", str(out)),
         *(word for name in names for word in ("--impl", name)),
@@ -94,6 +95,9 @@ def test_semantics_are_found_by_running(tmp_path) -> None:
     assert matrix.loc["logits.builtin", "a penalty on its gradient"] == "differentiated"
     assert matrix.loc["logits.eager", "a penalty on its gradient"] == "raises RuntimeError"
     assert matrix.loc["logits.eager", "mean over rows that are all ignored"] == "nan"
+    sharded = matrix.loc["sharded.eager-2-ranks"]
+    assert sharded["a target of V, on the CPU"] == "raises IndexError"
+    assert sharded["label_smoothing=0.1"] == "ε/V to every class"
     overwrites = matrix.iloc[2]
     assert overwrites["the input after forward and backward"] == "overwritten"
     assert overwrites["label_smoothing=0.1"] == "ε/(V-1) to the others"

@@ -126,6 +126,7 @@ def test_what_does_not_import_is_said(clone) -> None:
         (["no-such-branch"], "no revision 'no-such-branch' in this clone"),
         (["--impl", "logits.egar", "HEAD"], "did you mean logits.eager"),
         (["--impl", "eager", "HEAD"], "'eager' is no level"),
+        (["--impl", "sharded.eager", "HEAD"], "compare measures in one process"),
         (["--impl", "linear.quack", "HEAD"], "HEAD: linear.quack "),
         (["HEAD", "--workload", "gpt2_txt", *QUICK[2:4]], "did you mean gpt2_text"),
         (["HEAD", "--margin", "2"], "a margin is between 0 and 1"),

@@ -21,6 +21,9 @@ OURS = {
     "logits.eager",
     "logits.fused",
     "logits.fused_in_place",
+    "sharded.dtensor",
+    "sharded.eager",
+    "sharded.fused",
 }
 
 
@@ -50,6 +53,13 @@ def test_options_are_the_signature() -> None:
         "label_smoothing",
     )
     assert "linear_bias" in impls.load("linear.builtin").options
+
+
+def test_where_it_runs_is_no_option() -> None:
+    """A group is no number that could stand in brackets, nor does a table list it."""
+    assert "group" not in impls.load("sharded.eager").options
+    with pytest.raises(impls.UnknownImplementation, match="no option group; there are linear_bias"):
+        impls.load("sharded.eager(group=None)")
 
 
 def test_unknown_name_suggests_the_nearest() -> None:
@@ -107,6 +117,17 @@ def test_a_linear_file_may_import_a_cross_entropy(tmp_path) -> None:
         """,
     )
     assert impls.load(file).level == "linear"
+
+
+def test_a_linear_file_with_a_group_is_sharded(tmp_path) -> None:
+    file = write(
+        tmp_path,
+        """
+        def linear_cross_entropy(input, linear_weight, target, *, group=None):
+            return input.sum()
+        """,
+    )
+    assert impls.load(file).level == "sharded"
 
 
 def test_missing_third_party_package_is_unavailable(tmp_path) -> None:
