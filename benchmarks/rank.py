@@ -7,7 +7,7 @@ keeps the graph.
 
 import functools
 import pickle
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -35,7 +35,8 @@ class Call:
     options: dict[str, Any]
     needed: list[str]  # the tensors whose gradients are wanted
     autocast: torch.dtype | None
-    compiled: bool
+    compiled: bool  # in a torch.compile of the caller's
+    stance: str  # torch.compiler.set_stance's, for what the loss itself compiles
 
     def slice(self, name: str, rank: int) -> Tensor:
         if self.sizes is None or name not in SLICED:
@@ -46,11 +47,11 @@ class Call:
 
 @dataclass
 class Kept:
-    """What a rank keeps of a call for its backward."""
+    """What a rank keeps for the backward of a call."""
 
+    call: Call
     value: Tensor
     leaves: dict[str, Tensor]
-    again: bool  # whether backward may come twice: torch.compile may not have it so
 
 
 @dataclass
@@ -95,13 +96,14 @@ def forward(rank: Rank, k: int, call: Call, alive: Collection[int]) -> Tensor:
     rank.watch({name: tensor for name, tensor in tensors.items() if name not in own})
     fn = torch.compile(loss.fn, backend="aot_eager") if call.compiled else loss.fn
     cast = torch.autocast(rank.device.type, call.autocast, enabled=call.autocast is not None)
-    with cast, torch.set_grad_enabled(bool(leaves)):
+    stance = torch.compiler.set_stance(call.stance)
+    with stance, cast, torch.set_grad_enabled(bool(leaves)):
         value = fn(**tensors | leaves, **call.options, group=rank.groups[k])
     if value.requires_grad != bool(leaves):
         raise AssertionError(f"requires_grad of the value is {value.requires_grad}")
     rank.check_watched()
     if leaves:
-        rank.kept[call.number] = Kept(value, leaves, again=not call.compiled)
+        rank.kept[call.number] = Kept(call, value, leaves)
     return value.detach()
 
 
@@ -110,13 +112,14 @@ def backward(
 ) -> dict[str, Tensor]:
     """The gradients of that call, of the slices those of this rank."""
     kept = rank.kept[number]
-    grads = torch.autograd.grad(
-        kept.value,
-        tuple(kept.leaves.values()),
-        upstream.to(rank.device),
-        retain_graph=kept.again,
-        create_graph=create_graph,
-    )
+    with torch.compiler.set_stance(kept.call.stance):
+        grads = torch.autograd.grad(
+            kept.value,
+            tuple(kept.leaves.values()),
+            upstream.to(rank.device),
+            retain_graph=not kept.call.compiled,  # which torch.compile cannot have
+            create_graph=create_graph,
+        )
     if any(grad.requires_grad for grad in grads):
         raise RuntimeError("second derivatives cannot be sent from process to process")
     rank.check_watched()
@@ -148,16 +151,15 @@ def main(number: str, world_size: str, folder: str, timeout: str, device: str, f
     channel.send_bytes(pickle.dumps("ready"))
     with suppress(EOFError):
         while True:
-            function, k, arguments = pickle.loads(channel.recv_bytes())
-            channel.send_bytes(answer(rank, k, function, arguments))
+            channel.send_bytes(answer(rank, channel.recv_bytes()))
 
 
-def answer(rank: Rank, k: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+def answer(rank: Rank, request: bytes) -> bytes:
     try:
+        function, k, arguments = pickle.loads(request)
         return pickle.dumps(function(rank, k, *arguments))
     except Exception as error:
-        try:
-            pickle.loads(kept := pickle.dumps(error))
-        except Exception:  # one that pickle cannot make anew
-            kept = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-        return kept
+        with suppress(Exception):  # of some, pickle cannot make a copy
+            pickle.loads(sent := pickle.dumps(error))
+            return sent
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))

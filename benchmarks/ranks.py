@@ -48,8 +48,15 @@ class Ranks:
     ``RankFailed`` no process is left; what is asked next starts new ones.
     """
 
-    def __init__(self, world_size: int = 4, timeout: float = 180.0, device: str = "cpu"):
+    def __init__(
+        self,
+        world_size: int = 4,
+        timeout: float = 180.0,
+        device: str = "cpu",
+        compiles: bool = True,  # or runs without what a loss compiles of its own
+    ):
         self.world_size, self.timeout, self.device = world_size, timeout, device
+        self.compiles = compiles
         self.processes: list[subprocess.Popen[bytes]] = []
         self.channels: list[connection.Connection] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
@@ -136,11 +143,15 @@ class Ranks:
             if not ready:
                 break
             for channel in ready:
-                number, answer = numbers.pop(channel), None
-                with suppress(EOFError, OSError):
-                    answer = pickle.loads(channel.recv_bytes())
-                    answers[number] = answer
-                if answer is None or isinstance(answer, Exception):
+                number = numbers.pop(channel)
+                try:
+                    answers[number] = pickle.loads(channel.recv_bytes())
+                    failed = isinstance(answers[number], Exception)
+                except (EOFError, OSError):
+                    failed = True
+                    with suppress(subprocess.TimeoutExpired):  # it is about to have ended
+                        self.processes[number].wait(GRACE)
+                if failed:
                     until = min(until, time.monotonic() + GRACE)
         return answers
 
@@ -158,9 +169,8 @@ class Ranks:
         return "; ".join(silent + raised + well)
 
     def fate(self, number: int) -> str:
-        try:
-            code = self.processes[number].wait(0.2)
-        except subprocess.TimeoutExpired:
+        code = self.processes[number].poll()
+        if code is None:
             return f"did not answer within {time.monotonic() - self.asked:.0f} s"
         if code < 0:
             return f"died of {signal.Signals(-code).name}"
@@ -196,6 +206,7 @@ class Ranks:
                 needed if torch.is_grad_enabled() else [],
                 autocast_dtype(tensors["input"].device.type),
                 compiled,
+                "default" if self.compiles or compiled else "force_eager",
             )
             return Across.apply(
                 self, len(sizes or range(k)), call, *(tensors[name] for name in needed)

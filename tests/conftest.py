@@ -65,11 +65,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loss" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--impl") or impls.names()
-        cases = [case for name in chosen for case in across(name)]
+        marker = metafunc.definition.get_closest_marker("ranks")
+        counts = tuple(UNEVEN) if marker is None else marker.args
+        cases = [case for name in chosen for case in across(name, counts)]
         metafunc.parametrize("loss", cases, indirect=True)
 
 
-def across(name: str) -> list[Any]:
+def across(name: str, counts: tuple[int, ...]) -> list[Any]:
     """The implementation once or, if it is a sharded one, for each number of ranks."""
     try:
         is_sharded = name.startswith("sharded.") or impls.load(name).level == "sharded"
@@ -77,7 +79,7 @@ def across(name: str) -> list[Any]:
         is_sharded = False  # it is skipped or failed once
     if not is_sharded:
         return [pytest.param((name, 0), id=name)]
-    return [pytest.param((name, k), id=f"{name}-{k}-ranks") for k in UNEVEN]
+    return [pytest.param((name, k), id=f"{name}-{k}-ranks") for k in counts]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -90,10 +92,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
-    """The processes that sharded losses run on: one set, so that each compiles once."""
+    """The processes that all sharded losses run on.
+
+    Each of them would compile what linear.fused's gate has compiled already, for minutes: they do
+    so with ``--impl`` alone, and in ``tests.test_ranks``.
+    """
     device = request.config.getoption("--device")
     here = torch.cuda.device_count() if device == "cuda" else max(UNEVEN)
-    with Ranks(min(here, max(UNEVEN)), device=device) as ranks:
+    compiles = bool(request.config.getoption("--impl"))
+    with Ranks(min(here, max(UNEVEN)), device=device, compiles=compiles) as ranks:
         yield ranks
 
 

@@ -10,6 +10,7 @@ from tests.checks import Case
 V, ROWS, REPEATS = 65_537, 32, 1025  # the last 32 rows lie beyond 2³¹
 
 
+@pytest.mark.ranks
 def test_more_than_2_to_the_31_logits(loss: impls.Loss, request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--large"):
         pytest.skip("takes minutes and some 10 GiB: --large")

@@ -14,13 +14,20 @@ import impls
 from benchmarks import meters
 from benchmarks.rank import Rank
 from benchmarks.ranks import RankFailed, Ranks
+from tests.checks import Case, judge
 
 TIMEOUT = 4.0  # seconds; the collectives have half of it
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
+def hasty() -> Iterator[Ranks]:
     with Ranks(2, timeout=TIMEOUT) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def compiling() -> Iterator[Ranks]:
+    with Ranks(2) as ranks:
         yield ranks
 
 
@@ -60,12 +67,12 @@ GLOO_SAYS = r"rank 0 raised RuntimeError: .*"
     ],
     ids=["killed", "stopped", "raises alone"],
 )
-def test_a_rank_that_fails_is_named_in_time(two: Ranks, function, says: str) -> None:
-    assert two.run(2, summed) == [2.0, 2.0]  # also after a failure: with new processes
-    processes = [process.pid for process in two.processes]
+def test_a_rank_that_fails_is_named_in_time(hasty: Ranks, function, says: str) -> None:
+    assert hasty.run(2, summed) == [2.0, 2.0]  # also after a failure: with new processes
+    processes = [process.pid for process in hasty.processes]
     start = time.monotonic()
     with pytest.raises(RankFailed, match=says):
-        two.run(2, function)
+        hasty.run(2, function)
     assert time.monotonic() - start < TIMEOUT + 1
     assert not any(psutil.pid_exists(pid) for pid in processes)
 
@@ -81,11 +88,19 @@ def peak_memory(rank: Rank, k: int, name: str) -> int:
     )
 
 
-def test_a_rank_of_fused_holds_what_linear_fused_does_of_its_slice(ranks: Ranks) -> None:
-    whole = ranks.run(2, peak_memory, "linear.fused")
-    sharded = ranks.run(2, peak_memory, "sharded.fused")
+def test_a_rank_of_fused_holds_what_linear_fused_does_of_its_slice(compiling: Ranks) -> None:
+    whole = compiling.run(2, peak_memory, "linear.fused")
+    sharded = compiling.run(2, peak_memory, "sharded.fused")
     assert max(sharded) < 1.02 * max(whole)
-    assert max(sharded) < 0.5 * min(ranks.run(2, peak_memory, "sharded.eager"))
+    assert max(sharded) < 0.5 * min(compiling.run(2, peak_memory, "sharded.eager"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fused_is_right_as_it_is_compiled(compiling: Ranks, dtype: str) -> None:
+    """The gate runs it uncompiled. In half precision the logits are read again, not their exp."""
+    loss = compiling.loss("sharded.fused", 2)
+    for v in (37, 70):
+        judge(loss, Case(n=6, v=v, dtype=dtype, label_smoothing=0.1, scale=4.0))
 
 
 def uneven(rank: Rank, k: int) -> None:

@@ -10,6 +10,7 @@ from benchmarks.workloads import workload
 WORKLOAD, DTYPE = "gpt2_text@64", "float32"
 
 
+@pytest.mark.ranks  # their times would be those of the sockets between
 @pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
 def test_speed(benchmark, loss: impls.Loss, metric: str) -> None:
     step = Step(loss, workload(WORKLOAD).tensors(loss.level, DTYPE))

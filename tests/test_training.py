@@ -39,6 +39,7 @@ def native_curve(dtype: str, device: str) -> list[float]:
     return curve(impls.load("logits.builtin"), dtype, device)
 
 
+@pytest.mark.ranks(3)
 @pytest.mark.parametrize("dtype", APART)
 def test_training_takes_the_same_course(loss: impls.Loss, dtype: str) -> None:
     if dtype not in loss.support.dtypes:
