@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from impls import rows
-from impls.linear.fused import multiply, tokens_a_chunk
+from impls.chunks import multiply, tokens_a_chunk
 from impls.loss import autocast, check_call
 from impls.reduction import accumulation_dtype, first_order, result_dtype
 from impls.shards import Shard, all_reduce, at_target, reduce, shard
