@@ -1,6 +1,7 @@
 """The ``loss`` fixture: every implementation in turn, or those that ``--impl`` names.
 
-A sharded one comes across 1, 2, 3 and 4 ranks, each time as one linear loss.
+A sharded one comes across 1, 2, 3 and 4 ranks, each time as one linear loss; one that takes even
+slices alone, across 3.
 """
 
 from collections.abc import Iterator
@@ -74,11 +75,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def across(name: str, counts: tuple[int, ...]) -> list[Any]:
     """The implementation once or, if it is a sharded one, for each number of ranks."""
     try:
-        is_sharded = name.startswith("sharded.") or impls.load(name).level == "sharded"
+        loss = impls.load(name)
     except impls.Unavailable:
-        is_sharded = False  # it is skipped or failed once
-    if not is_sharded:
+        return [pytest.param((name, 0), id=name)]  # it is skipped or failed once
+    if loss.level != "sharded":
         return [pytest.param((name, 0), id=name)]
+    if loss.support.even_slices:  # three ranks' are as good as any
+        counts = tuple(k for k in counts if k == 3)
     return [pytest.param((name, k), id=f"{name}-{k}-ranks") for k in counts]
 
 
