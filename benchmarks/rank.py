@@ -7,6 +7,7 @@ keeps the graph.
 
 import functools
 import pickle
+import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -152,6 +153,8 @@ def main(number: str, world_size: str, folder: str, timeout: str, device: str, f
     with suppress(EOFError):
         while True:
             channel.send_bytes(answer(rank, channel.recv_bytes()))
+    # Who asked kills this process when it is done: it is only here if that one was killed itself.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def answer(rank: Rank, request: bytes) -> bytes:
