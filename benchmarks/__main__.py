@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import impls
-from benchmarks import calibrate, compare, semantics, side_by_side
+from benchmarks import calibrate, compare, plan, semantics, side_by_side
 from benchmarks.common import Unmeasurable, check_device, check_timeable, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
 from benchmarks.ranks import Ranks
@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
         "semantics": semantics_matrix,
         "compare": compare.main,
         "calibrate": calibrate.main,
+        "plan": plan.main,
     }
     if argv and argv[0] in commands:
         return commands[argv[0]](argv[1:])
@@ -123,7 +124,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"{__doc__} As the first word, `semantics`: what each does in odd cases; "
-        "`compare`: one revision against another; `calibrate`: what that can see here.",
+        "`compare`: one revision against another; `calibrate`: what that can see here; `plan`: what "
+        "a size would need.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_impl(parser)

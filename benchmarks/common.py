@@ -38,6 +38,14 @@ def check_timeable() -> None:
 def load(name: str, dtype: str, device: str) -> impls.Loss:
     """The implementation ``name``. Raises ``Unmeasurable`` if it does not run so here."""
     check_device(device)
+    return load_for(name, dtype, device)
+
+
+def load_for(name: str, dtype: str, device: str) -> impls.Loss:
+    """The implementation ``name``, be there such a device here or not.
+
+    Raises ``Unmeasurable`` if it does not run so.
+    """
     try:
         loss = impls.load(name)
     except impls.Unavailable as error:

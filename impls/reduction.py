@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 
 class Q(NamedTuple):
@@ -40,6 +41,17 @@ def result_dtype(input: Tensor) -> torch.dtype:
     return torch.float32 if torch.is_autocast_enabled(input.device.type) else input.dtype
 
 
+def is_at_hand(tensor: Tensor) -> bool:
+    """Whether its elements can be looked at now: on the CPU, neither traced nor fake.
+
+    On CUDA the host would wait. Under a caller's ``torch.compile`` or ``FakeTensorMode`` there are
+    no elements yet, or never.
+    """
+    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
+        return False
+    return tensor.device.type == "cpu"
+
+
 def distribution(
     target: Tensor,
     weight: Tensor | None,
@@ -51,10 +63,10 @@ def distribution(
     """q for targets (N,) and class weights (V,), in the dtype that sums of ``dtype`` are taken in.
 
     Raises ``IndexError``, naming it, for a target on the CPU outside [0, vocab) and not ignored.
-    On CUDA, as in torch, the kernel that reads it asserts: looking here would make the host wait.
-    It is left to the kernel, too, under a caller's ``torch.compile``.
+    Where that cannot be seen now (``is_at_hand``) it is left, as in torch, to the kernel that reads
+    the target.
     """
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if is_at_hand(target):
         outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
         if outside.numel():
             raise IndexError(f"target {outside[0].item()} is out of range for {vocab} classes")
