@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from impls.reduction import accumulation_dtype
+from impls.reduction import accumulation_dtype, is_at_hand
 
 
 class Shard(NamedTuple):
@@ -48,7 +48,7 @@ def slice_sizes(linear_weight: Tensor, group: Any) -> Tensor:
 
 def check_range(target: Tensor, vocab: Tensor, ignore_index: int) -> None:
     """Raise ``IndexError`` on every rank, naming it, for a target on the CPU that none holds."""
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if is_at_hand(target):
         outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
         if outside.numel():
             raise IndexError(f"target {outside[0].item()} is out of range for {vocab} classes")
