@@ -86,7 +86,10 @@ def main(argv: list[str]) -> int:
         ]
         if arguments.check:
             check_device(arguments.device)
-        losses = {dtype: chosen(arguments, dtype) for dtype in arguments.dtype}
+        left_out: dict[str, None] = {}
+        losses = {dtype: chosen(arguments, dtype, left_out) for dtype in arguments.dtype}
+        for reason in left_out:
+            print(f"skipped: {reason}", file=sys.stderr)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with arguments.out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -117,8 +120,10 @@ def sized(name: str, tokens: int | None) -> Workload:
     return workload(name if tokens is None else f"{name.partition('@')[0]}@{tokens}")
 
 
-def chosen(arguments: argparse.Namespace, dtype: str) -> list[impls.Loss]:
-    """Those named, or else all that there are on such a device, with a line for each left out."""
+def chosen(
+    arguments: argparse.Namespace, dtype: str, left_out: dict[str, None]
+) -> list[impls.Loss]:
+    """Those named, or else all that there are; why, where one is ``left_out``."""
     losses = []
     for name in arguments.impl or impls.names():
         try:
@@ -129,7 +134,7 @@ def chosen(arguments: argparse.Namespace, dtype: str) -> list[impls.Loss]:
         except Unmeasurable as reason:
             if arguments.impl:
                 raise
-            print(f"skipped: {reason}", file=sys.stderr)
+            left_out[str(reason)] = None
     return losses
 
 

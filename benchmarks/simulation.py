@@ -64,8 +64,10 @@ def predict(
 
     A compiled function is taken for one operation, which holds nothing but its results: true of
     what the compiler fuses into one loop. Where autograd records it, the compiler decides what
-    backward keeps. Then, and where the data decide, this raises ``NotSimulated``.
+    backward keeps. Then, and where the data decide, this raises ``NotSimulated``. What torch has
+    compiled before it forgets.
     """
+    torch.compiler.reset()  # a function may be compiled for so many kinds of tensors and no more
     with FakeTensorMode():
         given = fake(shapes, dtype, device)
         step = make(given)

@@ -11,13 +11,37 @@ LEGEND = (
 
 
 def render(rows: pd.DataFrame) -> str:
-    """A table for each workload, dtype and level, and what could not be simulated."""
+    """A table for each workload, dtype and level, and what could not be simulated.
+
+    Where memory was measured too, they are one table: by how much the plan is off.
+    """
+    if rows["measured_peak_memory"].notna().any():
+        return checked(rows)
     levels = rows.assign(level=rows["impl"].map(level_of))
     cells = levels.groupby(["workload", "dtype", "level"], sort=False)
-    return "\n\n".join([*(_block(cell) for _, cell in cells), LEGEND])
+    return "\n\n".join([*(_planned(cell) for _, cell in cells), LEGEND])
 
 
-def _block(cell: pd.DataFrame) -> str:
+def checked(rows: pd.DataFrame) -> str:
+    """The plan against what was measured, in bytes, and the names of what was not simulated."""
+    table = rows.dropna(subset="measured_peak_memory")
+    shown = table[["impl", "workload", "dtype"]].copy()
+    for name, words in (("peak_memory", "peak"), ("saved_memory", "saved")):
+        shown[f"{words}, planned"] = table[name].map("{:,.0f}".format)
+        shown[f"{words}, measured"] = table[f"measured_{name}"].map("{:,.0f}".format)
+        shown[f"{words}, off"] = off(table, name).map("{:+.2%}".format)
+    left_out = rows[rows["not_simulated"].notna()].drop_duplicates(["impl", "not_simulated"])
+    lines = [f"{one.impl} cannot be simulated: {one.not_simulated}." for one in left_out.itertuples()]
+    return "\n\n".join([markdown(shown), *lines])
+
+
+def off(rows: pd.DataFrame, name: str) -> pd.Series:
+    """By what share of the measured bytes the plan is off; 0 where both are 0."""
+    measured = rows[f"measured_{name}"].astype(float)
+    return (rows[name] - measured) / measured.clip(lower=1)
+
+
+def _planned(cell: pd.DataFrame) -> str:
     of = cell.iloc[0]
     title = " · ".join([of["level"], of["workload"], of["dtype"], of["device"]])
     size = f"{of['tokens']:,} tokens × {of['hidden']:,} hidden × {of['vocab']:,} vocabulary"
