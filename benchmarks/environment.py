@@ -41,6 +41,7 @@ def describe(device: str) -> dict[str, str | int]:
     return {
         "machine": platform.node(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "hardware": _hardware(device),
         "commit": commit,
         "commit_date": date,
         "torch": torch.__version__,
@@ -51,21 +52,22 @@ def describe(device: str) -> dict[str, str | int]:
 
 def comparable(device: str) -> dict[str, str | int]:
     """What must be the same of two times for one to be called the slower."""
-    if device == "cuda":
-        hardware, driver = torch.cuda.get_device_name(), _driver()
-    else:
-        hardware, driver = _cpu(), ""
     large = os.environ.items() >= LARGE_PAGES.items()
     bound = os.environ.items() >= BOUND_THREADS.items()
     return {
         "machine": platform.node(),
-        "hardware": hardware,
+        "hardware": _hardware(device),
         "isa": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()) + (", bound" if bound else ""),
         "allocator": allocator() + (", large pages" if large else ""),
         "torch": torch.__version__,
-        "driver": driver,
+        "driver": _driver() if device == "cuda" else "",
     }
+
+
+def _hardware(device: str) -> str:
+    """Machines of a cluster may share a name: what they are made of does not."""
+    return torch.cuda.get_device_name() if device == "cuda" else _cpu()
 
 
 def _driver() -> str:

@@ -13,7 +13,7 @@ from reports import calibration, page, tables, verdicts
 from reports.commands import import_line
 from reports.history import ENVIRONMENT, QUANTITY, regressions
 from reports.pick import NoPick, pick
-from reports.results import COLUMNS, read
+from reports.results import COLUMNS, of_kind, read
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
 
@@ -39,11 +39,15 @@ def main(argv: list[str]) -> int:
     rows[COLUMNS].to_csv(out / "tidy.csv", index=False)
     tables.wide(rows).to_csv(out / "wide.csv", index=False)
     summary = tables.render(tables.newest(rows))
-    semantics = beside(out / "semantics.csv", ["impl"], notes, keep_default_na=False)
+    paths = existing(arguments.paths)
+    semantics = merged(
+        tables_of("semantics", paths, out / "semantics.csv", ["impl"], notes, keep_default_na=False)
+    )
     if semantics is not None:
         summary += f"\n\n### What each does in odd cases\n\n{tables.semantics_table(semantics)}"
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
-    pairs = beside(out / "compare.csv", verdicts.COLUMNS, notes)
+    runs = tables_of("pairs", paths, out / "compare.csv", verdicts.COLUMNS, notes)
+    pairs = pd.concat(runs) if runs else None
     html = page.render(rows, notes, semantics, pairs)
     (out / "index.html").write_text(html, encoding="utf-8")
     (out / "picture.svg").write_text(page.picture(rows), encoding="utf-8")
@@ -52,10 +56,38 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def tables_of(
+    kind: str, paths: list[Path], own: Path, columns: list[str], notes: list[str], **options: object
+) -> list[pd.DataFrame]:
+    """What another command left among the results and, as ``own``, in the folder that is written to.
+
+    Each has its ``file`` in a column of that name. A copy of another is left out.
+    """
+    found: list[pd.DataFrame] = []
+    files: list[pd.DataFrame] = []
+    for file in {one.resolve(): one for one in [*of_kind(paths, kind), own]}.values():
+        table = beside(file, columns, notes, **options)
+        if table is not None and not any(table.equals(other) for other in found):
+            found.append(table)
+            files.append(table.assign(file=str(file)))
+    return files
+
+
+def merged(matrices: list[pd.DataFrame]) -> pd.DataFrame | None:
+    """Semantics of several files in one: what two say otherwise is in two rows, with their files."""
+    if not matrices:
+        return None
+    rows = pd.concat(matrices).fillna("")
+    rows = rows.drop_duplicates([name for name in rows if name != "file"])
+    differing = rows["impl"].duplicated(keep=False)
+    named = rows["impl"] + " (" + rows["file"] + ")"
+    return rows.assign(impl=rows["impl"].mask(differing, named)).drop(columns="file")
+
+
 def beside(
     file: Path, columns: list[str], notes: list[str], **options: object
 ) -> pd.DataFrame | None:
-    """A table that another command leaves in the folder; a line in ``notes`` if it is damaged."""
+    """The table in ``file``, if there is one; a line in ``notes`` if it is damaged."""
     if not file.exists():
         return None
     try:
@@ -205,12 +237,16 @@ def add_paths(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def existing(paths: list[Path]) -> list[Path]:
+    return [path for path in paths or DEFAULT_PATHS if path.exists()]
+
+
 def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
     """The rows of all of ``paths``; a line, on stderr too, for each file that was passed over."""
     for path in paths:
         if not path.exists():
             parser.error(f"no file or folder {path}")
-    rows, notes = read(path for path in paths or DEFAULT_PATHS if path.exists())
+    rows, notes = read(existing(paths))
     for note in notes:
         print(note, file=sys.stderr)
     if rows.empty:

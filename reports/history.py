@@ -12,7 +12,7 @@ from scipy import stats
 from reports.results import commit_dates
 
 # What a number's comparability rests on; series that differ in one of these are never mixed.
-ENVIRONMENT = ["source", "machine", "device", "torch", "threads", "allocator"]
+ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]
 QUANTITY = ["workload", "dtype", "metric", "unit"]
 SEGMENT = 2  # commits at least on either side of a step: one alone proves nothing
 NOISE = 3.0  # times the noise floor that a step must rise

@@ -343,14 +343,14 @@ def _raw(
 def _comparisons(pairs: pd.DataFrame, names: Iterator[str], notes: list[str]) -> list[Context]:
     """Verdicts on two revisions, with the samples of each cell that is not plainly unchanged."""
     found = []
-    keys = [*verdicts.ENVIRONMENT, "base", "head", "workload"]
+    keys = ["file", *verdicts.ENVIRONMENT, "base", "head", "workload"]
     for _, part in pairs.groupby(keys, dropna=False, sort=False):
         of = part.iloc[0]
         place = ", ".join(str(of[name]) for name in verdicts.ENVIRONMENT if pd.notna(of[name]))
         judged: list[Context] = []
         comparison = {
             "title": f"{of['base']} → {of['head']}, {of['workload']}",
-            "place": place,
+            "place": f"{place}; {of['file']}",
             "margin": f"{100 * float(of['margin']):g} %",
             "rows": judged,
         }
@@ -382,7 +382,8 @@ def _overwriting(semantics: pd.DataFrame | None) -> set[str]:
     """Those that were seen to overwrite their input, by every name that a table may have."""
     if semantics is None:
         return set()
-    return set(semantics.loc[(semantics == "overwritten").any(axis=1), "impl"])
+    found = semantics.loc[(semantics == "overwritten").any(axis=1), "impl"]
+    return set(found.str.partition(" (")[0])  # a file may follow
 
 
 def _matrix(semantics: pd.DataFrame) -> Context:
@@ -421,7 +422,8 @@ def _words(of: pd.Series) -> str:
     """The environment of a number, in words."""
     threads = f"{of['threads']:.0f} threads" if pd.notna(of["threads"]) else ""
     torch, allocator = of["torch"] and f"torch {of['torch']}", of["allocator"]
-    facts = [of["source"], of["machine"], torch, threads, allocator and f"{allocator} allocator"]
+    facts = [of["source"], of["machine"], of["hardware"], torch, threads]
+    facts += [allocator and f"{allocator} allocator"]
     return ", ".join(filter(None, facts))
 
 

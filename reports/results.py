@@ -4,9 +4,10 @@ It reads asv's results (``.asv/results``), pytest-benchmark's JSON (``.benchmark
 ``python -m benchmarks`` writes them, and the history that Liger-Kernel publishes.
 """
 
+import csv
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from reports.statistics import median_interval
 COLUMNS = [
     "machine",
     "device",
+    "hardware",
     "commit",
     "commit_date",
     "torch",
@@ -49,7 +51,9 @@ def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
     """
     frames: list[pd.DataFrame] = []
     notes: list[str] = []
-    for file in itertools.chain.from_iterable(_files(path) for path in paths):
+    for file in _files(paths):
+        if kind(file) != "numbers":
+            continue
         try:
             rows, failed = _read_file(file)
         except (NotResults, OSError, UnicodeDecodeError) as error:
@@ -70,13 +74,39 @@ def commit_dates(rows: pd.DataFrame) -> pd.Series:
     return pd.to_datetime(rows["commit_date"], utc=True, errors="coerce", format="ISO8601")
 
 
-def _files(path: Path) -> Iterable[Path]:
-    if path.is_dir():
-        found = itertools.chain(path.rglob("*.json"), path.rglob("*.csv"))
-        return sorted(
-            file for file in found if file.name not in ("machine.json", "benchmarks.json")
-        )
-    return [path]
+# asv's own, and what `python -m reports` itself writes of what it has read.
+NO_RESULTS = ("machine.json", "benchmarks.json", "tidy.csv", "wide.csv")
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            found = itertools.chain(path.rglob("*.json"), path.rglob("*.csv"))
+            yield from sorted(file for file in found if file.name not in NO_RESULTS)
+        else:
+            yield path
+
+
+# What tells the other CSVs that the commands write from those of numbers.
+KINDS = {"pairs": {"role", "pair", "round"}, "plan": {"impl", "not_simulated"}}
+
+
+def kind(file: Path) -> str:
+    """What is in a file, by its first line: "pairs" of compare's, "semantics", a "plan", or, as far
+    as that tells, "numbers"."""
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            header = next(csv.reader(lines), []) if file.suffix == ".csv" else []
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return "numbers"
+    for name, columns in KINDS.items():
+        if columns <= set(header):
+            return name
+    return "semantics" if header[:1] == ["impl"] and "value" not in header else "numbers"
+
+
+def of_kind(paths: Iterable[Path], wanted: str) -> list[Path]:
+    return [file for file in _files(paths) if kind(file) == wanted]
 
 
 def _read_file(file: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -109,6 +139,8 @@ def _read_csv(file: Path) -> pd.DataFrame:
         raise NotResults(f"damaged CSV ({str(error).strip()})") from error
     if "kernel_provider" in rows:
         return _from_liger(rows)
+    if "hardware" not in rows:  # as in files that were begun before it was recorded
+        rows["hardware"] = ""
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
         raise NotResults(f"no tidy CSV: it lacks {', '.join(missing)}")
@@ -164,6 +196,7 @@ def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
     rows, failed = [], []
     environment = {
         "machine": results.params.get("machine"),
+        "hardware": results.params.get("cpu"),
         "commit": results.commit_hash,
         "commit_date": pd.Timestamp(results.date, unit="ms", tz="UTC").isoformat(),
         "torch": results.params.get("torch"),

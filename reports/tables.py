@@ -7,7 +7,7 @@ import pandas as pd
 
 from reports.results import commit_dates
 
-RUN = ["source", "machine", "device", "commit", "torch", "threads", "allocator"]
+RUN = ["source", "machine", "device", "hardware", "commit", "torch", "threads", "allocator"]
 METRICS = ["forward", "backward", "forward_backward", "peak_memory", "saved_memory", "error"]
 LEGEND = (
     "A cell has the median, its multiple of builtin, and its multiple of the physical limit "
@@ -28,7 +28,8 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
     That is the most recent commit measured in each place, and beside it an older one if it has an
     implementation that was not measured since.
     """
-    place = [rows[name] for name in ("source", "machine", "device", "threads", "allocator")]
+    where = ("source", "machine", "device", "hardware", "threads", "allocator")
+    place = [rows[name] for name in where]
     cell = [*place, rows["impl"].map(level_of), rows["workload"], rows["dtype"]]
     date = commit_dates(rows)
     latest = date.groupby([*cell, rows["impl"]], dropna=False).transform("max")
@@ -74,6 +75,7 @@ def run(cell: pd.DataFrame) -> str:
         of["source"],
         f"commit {str(of['commit'])[:8] or 'unknown'}",
         of["machine"],
+        of["hardware"],
         f"torch {of['torch'] or 'unknown'}",
         f"{of['threads']:.0f} threads" if pd.notna(of["threads"]) else "threads unknown",
         f"{of['allocator'] or 'unknown'} allocator",

@@ -32,6 +32,7 @@ def tidy(**changes: object) -> dict[str, object]:
     row = {
         "machine": "box",
         "device": "cpu",
+        "hardware": "EPYC",
         "commit": "a" * 40,
         "commit_date": "2026-01-01T00:00:00+00:00",
         "torch": "2.13.0",
@@ -107,7 +108,7 @@ def test_asv(asv_results) -> None:
 
 
 def test_pytest_benchmark(tmp_path) -> None:
-    about = {name: value for name, value in tidy(metric="backward").items() if name in COLUMNS[:11]}
+    about = {name: value for name, value in tidy(metric="backward").items() if name in COLUMNS[:12]}
     content = {"benchmarks": [{"extra_info": about, "stats": {"data": SAMPLES}}]}
     (tmp_path / "0001.json").write_text(json.dumps(content))
     rows, notes = read([tmp_path])
