@@ -124,8 +124,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=f"{__doc__} As the first word, `semantics`: what each does in odd cases; "
-        "`compare`: one revision against another; `calibrate`: what that can see here; `plan`: what "
-        "a size would need.",
+        "`compare`: one revision against another; `calibrate`: what that can see here; "
+        "`plan`: what any size would need.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_impl(parser)

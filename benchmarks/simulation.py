@@ -231,7 +231,9 @@ def operands(func: Any, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Tens
     given = [*zip(of_name.values(), args, strict=False)]
     given += [(of_name[name], one) for name, one in kwargs.items()]
     read = [one for argument, one in given if not argument.is_out]
-    written = [one for argument, one in given if argument.alias_info and argument.alias_info.is_write]
+    written = [
+        one for argument, one in given if argument.alias_info and argument.alias_info.is_write
+    ]
     return tensors(read), tensors(written)
 
 

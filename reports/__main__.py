@@ -59,22 +59,20 @@ def main(argv: list[str]) -> int:
 def tables_of(
     kind: str, paths: list[Path], own: Path, columns: list[str], notes: list[str], **options: object
 ) -> list[pd.DataFrame]:
-    """What another command left among the results and, as ``own``, in the folder that is written to.
+    """What another command left among the results, and in ``own``, beside what is written.
 
     Each has its ``file`` in a column of that name. A copy of another is left out.
     """
-    found: list[pd.DataFrame] = []
-    files: list[pd.DataFrame] = []
-    for file in {one.resolve(): one for one in [*of_kind(paths, kind), own]}.values():
+    found: dict[Path, pd.DataFrame] = {}
+    for file in [*of_kind(paths, kind), own]:
         table = beside(file, columns, notes, **options)
-        if table is not None and not any(table.equals(other) for other in found):
-            found.append(table)
-            files.append(table.assign(file=str(file)))
-    return files
+        if table is not None and not any(table.equals(other) for other in found.values()):
+            found[file] = table
+    return [table.assign(file=str(file)) for file, table in found.items()]
 
 
 def merged(matrices: list[pd.DataFrame]) -> pd.DataFrame | None:
-    """Semantics of several files in one: what two say otherwise is in two rows, with their files."""
+    """Semantics of several files: where they differ a loss has a row for each, and its file."""
     if not matrices:
         return None
     rows = pd.concat(matrices).fillna("")

@@ -1,5 +1,7 @@
 """The rows of ``python -m benchmarks plan`` to tables."""
 
+from typing import Any
+
 import pandas as pd
 
 from reports.tables import level_of, number
@@ -31,8 +33,7 @@ def checked(rows: pd.DataFrame) -> str:
         shown[f"{words}, measured"] = table[f"measured_{name}"].map("{:,.0f}".format)
         shown[f"{words}, off"] = off(table, name).map("{:+.2%}".format)
     left_out = rows[rows["not_simulated"].notna()].drop_duplicates(["impl", "not_simulated"])
-    lines = [f"{one.impl} cannot be simulated: {one.not_simulated}." for one in left_out.itertuples()]
-    return "\n\n".join([markdown(shown), *lines])
+    return "\n\n".join([markdown(shown), *map(_reason, left_out.itertuples())])
 
 
 def off(rows: pd.DataFrame, name: str) -> pd.Series:
@@ -48,30 +49,27 @@ def _planned(cell: pd.DataFrame) -> str:
     ranks = f", each of {of['ranks']} ranks" if of["level"] == "sharded" else ""
     lines = [f"### {title}\n", f"{size}{ranks}, {of['gpu']}, torch {of['torch']}\n"]
     planned = cell[cell["not_simulated"].isna()].sort_values("peak_memory", kind="stable")
-    if len(planned):
-        table = pd.DataFrame(
-            {
-                "impl": planned["impl"],
-                "peak (GiB)": (planned["peak_memory"] / 2**30).map(number),
-                "in all (GiB)": (
-                    (planned["peak_memory"] + planned["arguments"]) / 2**30
-                ).map(number),
-                "fits": planned["fits"].map({True: "fits", False: "does not fit"}),
-                "saved (GiB)": (planned["saved_memory"] / 2**30).map(number),
-                "TFLOP": (planned["flops"] / 1e12).map(number),
-                "moved (GB)": (planned["moved"] / 1e9).map(number),
-                "sent (GB)": (planned["sent"] / 1e9).map(number),
-                "compute (ms)": planned["compute_ms"].map(number),
-                "memory (ms)": planned["memory_ms"].map(number),
-                "network (ms)": planned["network_ms"].map(number),
-            }
-        )
-        lines.append(markdown(table))
-    lines += [
-        f"\n{one.impl} cannot be simulated: {one.not_simulated}."
-        for one in cell[cell["not_simulated"].notna()].itertuples()
-    ]
-    return "\n".join(lines)
+    columns = {
+        "peak (GiB)": planned["peak_memory"] / 2**30,
+        "in all (GiB)": (planned["peak_memory"] + planned["arguments"]) / 2**30,
+        "saved (GiB)": planned["saved_memory"] / 2**30,
+        "TFLOP": planned["flops"] / 1e12,
+        "moved (GB)": planned["moved"] / 1e9,
+        "sent (GB)": planned["sent"] / 1e9,
+        "compute (ms)": planned["compute_ms"],
+        "memory (ms)": planned["memory_ms"],
+        "network (ms)": planned["network_ms"],
+    }
+    table = pd.DataFrame({name: column.map(number) for name, column in columns.items()})
+    table.insert(0, "impl", planned["impl"])
+    table.insert(3, "fits", planned["fits"].map({True: "fits", False: "does not fit"}))
+    left_out = cell[cell["not_simulated"].notna()]
+    lines += [markdown(table)] if len(table) else []
+    return "\n".join([*lines, *(f"\n{_reason(one)}" for one in left_out.itertuples())])
+
+
+def _reason(one: Any) -> str:
+    return f"{one.impl} cannot be simulated: {one.not_simulated}."
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -145,6 +145,7 @@ def test_as_fast_within_noise_the_lighter_is_taken() -> None:
 def test_what_cannot_be_compared_is_in_charts_and_verdicts_of_its_own() -> None:
     here = loss("logits.eager", 10.0, 100) + loss("logits.builtin", 20.0, 100)
     differs = {"machine": "b", "device": "d", "torch": "1", "threads": 1, "allocator": "default"}
+    differs |= {"hardware": "Xeon"}
     for name, value in differs.items():
         there = [row | {name: value, "impl": "logits.fused", "value": 1.0} for row in here]
         text = words(page.render(as_read([*here, *there]), [], None, None))
@@ -211,6 +212,65 @@ def test_passed_over_files_are_named_on_the_page_and_on_stderr(tmp_path, capsys)
         assert f"{name}: " in told
     assert "4 files or cells were passed over" in text
     assert "logits.eager" in text
+
+
+@pytest.fixture
+def merged(tmp_path):
+    """The page, as words, of a folder for each machine: ``given`` has their rows."""
+
+    def run(*given: list[dict[str, object]]) -> str:
+        folders = [tmp_path / f"machine-{n}" for n in range(len(given))]
+        for folder, rows in zip(folders, given, strict=True):
+            folder.mkdir(exist_ok=True)
+            write_csv(folder, *rows)
+        assert main([*map(str, folders), "--out", str(tmp_path / "out")]) == 0
+        return words((tmp_path / "out" / "index.html").read_text())
+
+    return run
+
+
+def test_machines_of_one_name_are_kept_apart_by_their_hardware(merged, tmp_path) -> None:
+    here = loss("logits.eager", 10.0, 100) + loss("logits.builtin", 20.0, 100)
+    there = [row | {"hardware": "Xeon"} for row in here]
+    text = merged(here, there)
+    assert text.count("take logits.eager: the fastest of 2, at 10.00 ms") == 2
+    assert "box, EPYC, torch" in text
+    assert "box, Xeon, torch" in text
+    written = tmp_path / "out" / "tidy.csv"
+    assert len(pd.read_csv(written)) == 2 * len(here)
+    # A copy of a folder adds nothing, nor does what was written of it.
+    written.rename(tmp_path / "machine-1" / "tidy.csv")
+    merged(here, there, here)
+    assert len(pd.read_csv(written)) == 2 * len(here)
+
+
+def test_two_runs_of_compare_are_two_and_a_copy_of_one_is_none(merged, tmp_path) -> None:
+    slower = pairs()
+    same = slower.assign(value=slower["value"] / slower["role"].map({"head": 1.1}).fillna(1.0))
+    for n, run in enumerate((slower, same, slower)):
+        (tmp_path / f"machine-{n}").mkdir()
+        run.to_csv(tmp_path / f"machine-{n}" / "compare.csv", index=False)
+    text = merged(*[loss("logits.eager", 10.0, 100)] * 3)
+    found = re.findall(r"logits.eager, forward backward, float32 (\w+) 10 ms", text)
+    assert sorted(found) == ["equivalent", "regressed"]
+    assert "machine-0/compare.csv" in text
+    assert "machine-1/compare.csv" in text
+    assert "passed over" not in text
+
+
+def test_semantics_that_differ_are_in_rows_of_their_own(merged, tmp_path) -> None:
+    for n, case in enumerate(("untouched", "overwritten", "untouched")):
+        (tmp_path / f"machine-{n}").mkdir()
+        cases = {"impl": ["logits.eager", "logits.builtin"], "the input": [case, "untouched"]}
+        pd.DataFrame(cases).to_csv(tmp_path / f"machine-{n}" / "semantics.csv", index=False)
+    (tmp_path / "machine-0" / "half.json").write_text('{"env_name": ')
+    text = merged(*[loss("logits.eager", 10.0, 100)] * 3)
+    assert re.search(r"logits.eager \(\S+machine-0/semantics.csv\) untouched", text)
+    assert re.search(r"logits.eager \(\S+machine-1/semantics.csv\) ≠ overwritten", text)
+    assert "machine-2" not in text
+    assert text.count("logits.builtin") == 1
+    assert "It overwrites its input." in text
+    assert "1 file or cell was passed over" in text
 
 
 def test_odd_numbers_break_nothing() -> None:

@@ -139,6 +139,14 @@ def test_what_cannot_be_read_is_named_and_passed_over(tmp_path, name, text, why)
     assert why in notes[0]
 
 
+def test_a_file_begun_before_hardware_was_recorded(tmp_path) -> None:
+    row = tidy()
+    del row["hardware"]
+    write_csv(tmp_path, row)
+    rows, notes = read([tmp_path])
+    assert (rows["hardware"].tolist(), notes) == ([""], [])
+
+
 def test_half_written_last_row_is_dropped(tmp_path) -> None:
     file = write_csv(tmp_path, tidy(), tidy(metric="backward"))
     file.write_text(file.read_text().rstrip()[:-12])
