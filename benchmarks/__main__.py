@@ -3,20 +3,32 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import impls
-from benchmarks import calibrate, compare, plan, semantics, side_by_side
+from benchmarks import calibrate, compare, lockstep, plan, semantics, side_by_side
 from benchmarks.common import Unmeasurable, check_device, check_timeable, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
 from benchmarks.ranks import Ranks
-from benchmarks.workloads import WORKLOADS, UnknownWorkload, workload
+from benchmarks.workloads import WORKLOADS, UnknownWorkload, Workload, workload
 
+TORCHRUN = "torchrun --nproc-per-node K -m benchmarks"
 USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError)
 
 
 def main(argv: list[str]) -> int:
+    if lockstep.is_first():
+        return run(argv)
+    # What the first rank refuses all do, and it says why. torchrun ends all ranks when one fails:
+    # were another the earlier, that line would be lost.
+    with lockstep.quiet(), suppress(SystemExit):
+        run(argv)
+    return 0
+
+
+def run(argv: list[str]) -> int:
     commands = {
         "semantics": semantics_matrix,
         "compare": compare.main,
@@ -24,19 +36,30 @@ def main(argv: list[str]) -> int:
         "plan": plan.main,
     }
     if argv and argv[0] in commands:
+        if lockstep.is_launched():
+            print(f"{argv[0]} is not for torchrun: it measures one process", file=sys.stderr)
+            return 2
         return commands[argv[0]](argv[1:])
     arguments = parse(argv)
     if arguments.allocator != allocator():
         restart(arguments.allocator, argv)
+    if not lockstep.is_first():
+        arguments.out = Path(os.devnull)
     try:
         check_timeable()
         check_device(arguments.device)
         chosen = workload(arguments.workload, arguments.text)
-        losses = chosen_losses(arguments.impl, arguments.dtype, arguments.device)
+        losses = losses_to_measure(arguments.impl, arguments.dtype, arguments.device)
         open_for_append(arguments.out)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 2
+    together = lockstep.group(arguments.device) if lockstep.is_launched() else nullcontext()
+    with together:
+        return measure(arguments, chosen, losses)
+
+
+def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.Loss]) -> int:
     # Imported here, not above: asv imports this module too, where there is no reports.
     import pandas as pd
 
@@ -45,7 +68,7 @@ def main(argv: list[str]) -> int:
     cell = {"workload": chosen.name, "dtype": arguments.dtype, **describe(arguments.device)}
     rows: list[side_by_side.Row] = []
     try:
-        for level in ("logits", "linear"):
+        for level in impls.loss.FUNCTIONS:
             group = of_level(losses, level)
             if not group:
                 continue
@@ -105,9 +128,28 @@ def open_for_append(path: Path) -> None:
     path.open("a").close()
 
 
-def chosen_losses(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
-    """Those named, or else all that run here."""
-    return [load(name, dtype, device) for name in named] or list(available(dtype, device))
+def chosen_losses(
+    named: list[str], dtype: str, device: str, among: Sequence[str] = ()
+) -> list[impls.Loss]:
+    """Those named, or else all that run here, of those ``among`` which to choose."""
+    if named:
+        return [load(name, dtype, device) for name in named]
+    return list(available(among or impls.names(), dtype, device))
+
+
+def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
+    """The same: of torchrun's ranks the sharded ones, of one process the others."""
+    launched = lockstep.is_launched()
+    sharded = [name for name in impls.names() if name.startswith("sharded.")]
+    others = [name for name in impls.names() if name not in sharded]
+    if not named and not launched:
+        print(f"skipped: {', '.join(sharded)}, which {TORCHRUN} measures", file=sys.stderr)
+    losses = chosen_losses(named, dtype, device, sharded if launched else others)
+    for loss in losses:
+        if (loss.level == "sharded") != launched:
+            how = "not" if launched else "only"
+            raise Unmeasurable(f"{loss.name} is {how} measured by {TORCHRUN}")
+    return losses
 
 
 def add_impl(parser: argparse.ArgumentParser) -> None:
@@ -176,9 +218,9 @@ def restart(wanted: str, argv: list[str]) -> None:
     print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
 
 
-def available(dtype: str, device: str) -> Iterator[impls.Loss]:
-    """Every implementation that runs here; a line for each that does not."""
-    for name in impls.names():
+def available(names: Sequence[str], dtype: str, device: str) -> Iterator[impls.Loss]:
+    """Every one of ``names`` that runs here; a line for each that does not."""
+    for name in names:
         try:
             yield load(name, dtype, device)
         except Unmeasurable as reason:
@@ -194,7 +236,7 @@ def of_level(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
     if group and level == "linear":
         logits = [loss for loss in losses if loss.level == "logits"]
         group += [loss.as_linear() for loss in logits if loss.name != "logits.builtin"]
-    if group and f"{level}.builtin" not in [loss.name for loss in group]:
+    if group and level != "sharded" and f"{level}.builtin" not in [loss.name for loss in group]:
         group.insert(0, impls.load(f"{level}.builtin"))
     return group
 

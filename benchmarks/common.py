@@ -14,9 +14,9 @@ from asv_runner.benchmarks.mark import SkipNotImplemented
 from torch import Tensor
 
 import impls
-from benchmarks import meters
+from benchmarks import lockstep, meters
 from benchmarks.limits import LIMITS, Limit
-from benchmarks.step import Step
+from benchmarks.step import Step, step_of
 from benchmarks.workloads import Workload, free_bytes, workload
 from impls.loss import INTERPRETED
 
@@ -28,6 +28,8 @@ class Unmeasurable(Exception):
 def check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise Unmeasurable("there is no CUDA device here")
+    if device == "cuda" and (ranks := lockstep.ranks_here()) > (gpus := torch.cuda.device_count()):
+        raise Unmeasurable(f"there are {ranks} ranks here, and {gpus} CUDA devices")
 
 
 def check_timeable() -> None:
@@ -61,8 +63,10 @@ def load_for(name: str, dtype: str, device: str) -> impls.Loss:
 
 def tensors(found: Workload, level: str, dtype: str, device: str) -> dict[str, Tensor]:
     """The workload's tensors. Raises ``Unmeasurable`` if free memory would not do."""
-    needed, free = found.bytes_needed(level, dtype), free_bytes(device)
-    if needed > free:
+    # Ranks share the CPU's memory. The first one's oracle is of the whole weight.
+    shared = lockstep.world_size() if device == "cpu" else 1
+    needed, free = shared * found.bytes_needed(level, dtype), free_bytes(device)
+    if lockstep.largest(needed - free) > 0:
         raise Unmeasurable(
             f"{found.name} in {dtype} at level {level} may need {needed / 2**30:.1f} GiB of "
             f"{device} memory, {free / 2**30:.1f} GiB are free; NAME@N takes N tokens"
@@ -78,7 +82,7 @@ def asv_step(level: str, impl: str, workload_name: str, dtype: str, device: str)
         if impl == LIMITS[level].name:
             return LIMITS[level](tensors(workload(workload_name), level, dtype, device))
         loss = load(impl, dtype, device)
-        return Step(loss, tensors(workload(workload_name), level, dtype, device))
+        return step_of(loss, tensors(workload(workload_name), level, dtype, device))
     except (impls.UnknownImplementation, Unmeasurable) as reason:
         print(f"skipped: {reason}", file=sys.stderr)
         raise SkipNotImplemented(str(reason)) from reason

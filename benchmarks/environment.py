@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import lockstep
+
 # glibc gives large blocks back to the system, and faulting their pages in anew costs more than the
 # loss does. With these, read when a process starts, it keeps them.
 PINNED_ALLOCATOR = {
@@ -38,9 +40,10 @@ def allocator(environment: Mapping[str, str] = os.environ) -> str:
 def describe(device: str) -> dict[str, str | int]:
     """The columns of a tidy row that say where it was measured."""
     commit, date = _commit()
+    name = torch.cuda.get_device_name() if device == "cuda" else device
     return {
         "machine": platform.node(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": f"{name} × {lockstep.world_size()}" if lockstep.started else name,
         "hardware": _hardware(device),
         "commit": commit,
         "commit_date": date,

@@ -4,6 +4,10 @@ Logits: forward reads each logit once; backward, or both together, reads each an
 gradient, a copy. Linear: forward is one matrix product, backward two, both together three. Nothing
 else is counted, no exponential and no allocation. An implementation that makes its gradients in
 forward may beat the limit of backward alone, never that of both.
+
+Sharded: the three products of this rank's slice. What a rank sends is not in these times, as it can
+go on beside them; it is counted. Of each row the others need its log Σ exp over the slice, and the
+slice's share of the input's gradient, in one collective each.
 """
 
 from abc import ABC, abstractmethod
@@ -78,7 +82,17 @@ class LinearLimit(Limit):
         return self.grad_input.nbytes + self.grad_weight.nbytes
 
 
+class ShardedLimit(LinearLimit):
+    name = "sharded.limit"
+    collectives = 2
+
+    def sent_bytes(self) -> int:
+        number = torch.promote_types(self.input.dtype, torch.float32)
+        return len(self.input) * number.itemsize + self.input.nbytes
+
+
 LIMITS: dict[str, type[LogitsLimit] | type[LinearLimit]] = {
     "logits": LogitsLimit,
     "linear": LinearLimit,
+    "sharded": ShardedLimit,
 }

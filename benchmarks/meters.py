@@ -1,15 +1,22 @@
-"""One meter a quantity, the same on CPU and CUDA: seconds, peak bytes, bytes kept."""
+"""One meter a quantity, the same on CPU and CUDA: seconds, peak bytes, bytes kept, bytes sent.
+
+Of several ranks each gives the largest number of any.
+"""
 
 import gc
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import lockstep
 
 # Read when the profiler is first used: without it, two lines on stderr at each use.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -21,18 +28,26 @@ def synchronize(device: str) -> None:
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """Wall-clock time of ``run()`` on an otherwise idle device; what it returns is freed after."""
+    """Wall-clock time of ``run()`` on an otherwise idle device; what it returns is freed after.
+
+    All ranks begin together, as each has agreed to the last number.
+    """
+    lockstep.largest(0.0)
     synchronize(device)
     start = time.perf_counter()
     result = run()
     synchronize(device)
     elapsed = time.perf_counter() - start
     del result
-    return elapsed
+    return lockstep.largest(elapsed)
 
 
 def peak_memory(run: Callable[[], Any], device: str) -> int:
-    """Bytes allocated at the worst moment of ``run()``, less those held before it."""
+    """Bytes allocated at the worst moment of ``run()``, less those held before it.
+
+    gloo's threads let go of what was sent a moment after it arrived: of several ranks on the CPU,
+    the bytes differ from run to run by some small messages.
+    """
     run()  # what is allocated once (workspaces, compiled code) is not the loss's
     gc.collect()
     if device == "cuda":
@@ -41,8 +56,10 @@ def peak_memory(run: Callable[[], Any], device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         run()
         synchronize(device)
-        return torch.cuda.max_memory_allocated() - before
-    return max(itertools.accumulate(_cpu_allocations(run), initial=0))
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        peak = max(itertools.accumulate(_cpu_allocations(run), initial=0))
+    return int(lockstep.largest(peak))
 
 
 def saved_memory(forward: Callable[[], Any], device: str) -> int:
@@ -53,8 +70,101 @@ def saved_memory(forward: Callable[[], Any], device: str) -> int:
         synchronize(device)
         before = torch.cuda.memory_allocated()
         result = forward()  # noqa: F841  held while the bytes are counted
-        return torch.cuda.memory_allocated() - before
-    return sum(_cpu_allocations(forward))
+        saved = torch.cuda.memory_allocated() - before
+    else:
+        saved = sum(_cpu_allocations(forward))
+    return int(lockstep.largest(saved))
+
+
+def sent(run: Callable[[], Any], device: str) -> tuple[int, int]:
+    """Bytes that a rank hands to collectives in ``run()``, and the number of collectives.
+
+    Bytes are those of the collectives' arguments, not what an algorithm makes of them on the wire:
+    a ring puts up to twice that there.
+    """
+    run()  # what ranks tell each other once is not the loss's
+    collectives = Collectives(device)
+    collectives.watch(run)()
+    return int(lockstep.largest(collectives.bytes)), int(lockstep.largest(collectives.count))
+
+
+def communication(run: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Seconds of the collectives of ``run()``, and what share of them passes while it computes.
+
+    The seconds are those of a call in which each is waited for at once. That call takes longer than
+    one as it is by what is hidden there, behind computing or another collective.
+    """
+    as_it_is = seconds(Collectives(device).watch(run), device)
+    collectives = Collectives(device, wait=True)
+    waiting = seconds(collectives.watch(run), device)
+    # A rank that is early waits for the others: to the last one alone it is communication.
+    alone = -sum(lockstep.largest_of_each([-one for one in collectives.seconds]))
+    return alone, (waiting - as_it_is) / alone
+
+
+# Of the operators of torch's two namespaces for collectives, those that are none.
+SEND_NOTHING = ("wait_tensor", "_wrap_tensor_autograd", "check_for_nan")
+
+
+class Collectives(TorchDispatchMode):
+    """Counts torch's collectives and, with ``wait``, times them, each waited for at once.
+
+    torch's own ``CommDebugMode`` knows no bytes, and while it is on nothing runs compiled.
+    """
+
+    def __init__(self, device: str, wait: bool = False):
+        super().__init__()
+        self.device, self.wait = device, wait
+        self.bytes, self.count = 0, 0
+        self.seconds: list[float] = []  # of each that was waited for
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def watch(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        def watched() -> Any:
+            with self:
+                return run()
+
+        return watched
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if types:  # as DTensor: it goes on to what it is made of, which comes here
+            return NotImplemented
+        namespace, _, name = func.name().partition("::")
+        if namespace not in ("c10d", "_c10d_functional") or name.partition(".")[0] in SEND_NOTHING:
+            return func(*args, **kwargs)
+        self.count += 1
+        self.bytes += sum(tensor.nbytes for tensor in _tensors(args[_payload(func)]))
+        if not self.wait:
+            return func(*args, **kwargs)
+        synchronize(self.device)
+        start = time.perf_counter()
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            torch.ops._c10d_functional.wait_tensor(result)
+        else:
+            work = result[-1] if isinstance(result, tuple | list) else result
+            torch.distributed.Work.unbox(work).wait()
+        synchronize(self.device)
+        self.seconds.append(time.perf_counter() - start)
+        return result
+
+
+def _payload(func: Any) -> int:
+    """Which argument is what a rank gives: the inputs or, of a collective in place, the first."""
+    names = [argument.name for argument in func._schema.arguments]
+    return next((i for i, name in enumerate(names) if name.startswith("input")), 0)
+
+
+def _tensors(argument: Any) -> Iterator[Tensor]:
+    if isinstance(argument, Tensor):
+        yield argument
+    else:
+        for one in argument:
+            yield from _tensors(one)
 
 
 def _cpu_allocations(run: Callable[[], Any]) -> list[int]:

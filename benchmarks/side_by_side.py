@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import impls
-from benchmarks import meters
-from benchmarks.limits import LIMITS, Limit
-from benchmarks.step import Step
+from benchmarks import lockstep, meters
+from benchmarks.limits import LIMITS, Limit, ShardedLimit
+from benchmarks.step import ShardedStep, Step, step_of
 
 PASSES = ("forward", "backward", "forward_backward")
 ROUNDS = (9, 60)  # at least, at most
@@ -36,22 +36,32 @@ def measure(
 
     Error and memory come first, as each is measured, then the times of all. Ctrl-C ends the rounds:
     it is raised after the times of those so far. A loss whose gradients are wrong has no times.
+
+    A sharded one is measured by all ranks in lock step, of which each gets the same rows.
     """
     limit = LIMITS[losses[0].level](tensors)
     yield exact(limit.name, "peak_memory", "bytes", limit.gradient_bytes())
+    if isinstance(limit, ShardedLimit):
+        yield exact(limit.name, "sent", "bytes", limit.sent_bytes())
+        yield exact(limit.name, "collectives", "count", limit.collectives)
     steps: dict[str, Step | Limit] = {limit.name: limit}
-    expected = Step(losses[0], tensors).expected()
-    budgets = Step(losses[0], tensors).budgets(expected, dtype)
+    first = step_of(losses[0], tensors)
+    expected = first.expected()
+    budgets = first.budgets(expected, dtype)
     with tqdm(losses, desc="error, memory", leave=False) as bar:
         for loss in bar:
             bar.set_postfix_str(loss.name)
-            step = Step(loss, tensors)
+            step = step_of(loss, tensors)
             errors = step.errors(expected)
             yield exact(loss.name, "error", "relative", errors[0])
             peak = meters.peak_memory(step.forward_backward, device)
             yield exact(loss.name, "peak_memory", "bytes", peak)
             saved = meters.saved_memory(step.forward, device)
             yield exact(loss.name, "saved_memory", "bytes", saved)
+            if isinstance(step, ShardedStep):
+                sent, collectives = meters.sent(step.forward_backward, device)
+                yield exact(loss.name, "sent", "bytes", sent)
+                yield exact(loss.name, "collectives", "count", collectives)
             over = [pair for pair in zip(errors, budgets, strict=True) if not pair[0] <= pair[1]]
             if not over:
                 steps[loss.name] = step
@@ -63,8 +73,8 @@ def measure(
     samples: dict[tuple[str, str], list[float]] = defaultdict(list)
     interruption = None
     try:
-        for name, pass_, seconds in rounds(steps, passes, device):
-            samples[name, pass_].append(1e3 * seconds)
+        for name, metric, value in rounds(steps, passes, device):
+            samples[name, metric].append(value)
     except KeyboardInterrupt as error:
         interruption = error
     yield from (sampled(*cell, values) for cell, values in sorted(samples.items()))
@@ -75,25 +85,32 @@ def measure(
 def rounds(
     steps: Mapping[str, Step | Limit], passes: Sequence[str], device: str
 ) -> Iterator[tuple[str, str, float]]:
-    """(name, pass, seconds): each pass of each step once a round, in an order of its own."""
+    """(name, metric, value): each pass of each step once a round, in an order of its own."""
     cells = [(name, pass_) for name in steps for pass_ in passes]
+    if lockstep.world_size() > 1 and "forward_backward" in passes:
+        sharded = [name for name, step in steps.items() if isinstance(step, ShardedStep)]
+        cells += [(name, "communication") for name in sharded]
     start = time.monotonic()
     for name, pass_ in cells:
         sample(steps[name], pass_, device)
     least, most = ROUNDS
-    count = max(least, min(most, int(SECONDS / (time.monotonic() - start))))
+    count = max(least, min(most, int(SECONDS / lockstep.largest(time.monotonic() - start))))
     order = random.Random(0)
     for _ in tqdm(range(count), desc="rounds", leave=False):
         for name, pass_ in order.sample(cells, len(cells)):
-            yield name, pass_, sample(steps[name], pass_, device)
+            for metric, value in sample(steps[name], pass_, device).items():
+                yield name, metric, value
 
 
-def sample(step: Step | Limit, pass_: str, device: str) -> float:
-    """Seconds of one call. Before a "backward" its forward is made, and not timed."""
-    if pass_ != "backward":
-        return meters.seconds(getattr(step, pass_), device)
-    loss: Any = step.forward()
-    return meters.seconds(lambda: step.backward(loss), device)
+def sample(step: Step | Limit, pass_: str, device: str) -> dict[str, float]:
+    """Milliseconds of one call. Before a "backward" its forward is made, and not timed."""
+    if pass_ == "communication":
+        seconds, hidden = meters.communication(step.forward_backward, device)
+        return {"communication": 1e3 * seconds, "overlap": hidden}
+    if pass_ == "backward":
+        loss: Any = step.forward()
+        return {pass_: 1e3 * meters.seconds(lambda: step.backward(loss), device)}
+    return {pass_: 1e3 * meters.seconds(getattr(step, pass_), device)}
 
 
 def exact(impl: str, metric: str, unit: str, value: float) -> Row:
@@ -102,15 +119,15 @@ def exact(impl: str, metric: str, unit: str, value: float) -> Row:
     return cell | {"value": value, "ci_low": value, "ci_high": value, "n": 1}
 
 
-def sampled(impl: str, metric: str, milliseconds: list[float]) -> Row:
-    """The row of a time: its median, with a 95 % interval."""
+def sampled(impl: str, metric: str, samples: list[float]) -> Row:
+    """The row of a time, or of a share: its median, with a 95 % interval."""
     from reports.statistics import median_interval
 
-    value, low, high = median_interval(milliseconds)
-    cell = {"impl": impl, "metric": metric, "unit": "ms"}
-    samples = " ".join(f"{sample:.5g}" for sample in milliseconds)
+    value, low, high = median_interval(samples)
+    cell = {"impl": impl, "metric": metric, "unit": "share" if metric == "overlap" else "ms"}
     interval = {"value": value, "ci_low": low, "ci_high": high}
-    return cell | interval | {"n": len(milliseconds), "samples": samples}
+    listed = " ".join(f"{sample:.5g}" for sample in samples)
+    return cell | interval | {"n": len(samples), "samples": listed}
 
 
 def append(path: Path, rows: Iterable[Row]) -> Iterator[Row]:

@@ -1,12 +1,12 @@
 """A loss in a training step: what is measured, and whether it is right."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 import impls
-from benchmarks import oracle
+from benchmarks import lockstep, oracle
 
 
 class Step:
@@ -48,8 +48,7 @@ class Step:
         A target's entry is near -1 where the others are 1/V: alone it hides them from a norm.
         """
         actual = oracle.evaluate(self.loss.fn, self.own(), self.grad)
-        names = [name for name in oracle.DIFFERENTIABLE if name in actual]
-        errors = [max(oracle.error(actual[name], expected[name]) for name in names)]
+        errors = [worst(actual, expected)]
         if self.loss.level == "logits":
             y = self.given["target"][:, None]
             errors.append(
@@ -61,3 +60,47 @@ class Step:
         """What is allowed of each of ``errors``: the builtin loss's own decide it."""
         native = Step(impls.load(f"{self.loss.level}.builtin"), self.given)
         return [oracle.budget(error, dtype) for error in native.errors(expected)]
+
+
+def worst(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest relative error of a gradient."""
+    names = [name for name in oracle.DIFFERENTIABLE if name in actual]
+    return max(oracle.error(actual[name], expected[name]) for name in names)
+
+
+class ShardedStep(Step):
+    """A step of one rank, which holds a slice of ``linear_weight``.
+
+    An error is the largest of any rank's, and compared with that of the same slice of what the
+    builtin loss makes of the whole weight.
+    """
+
+    def expected(self) -> dict[str, Tensor]:
+        return self.of_whole(lambda whole: oracle.expected("linear", whole, self.grad))
+
+    def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
+        return [lockstep.largest(error) for error in super().errors(expected)]
+
+    def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
+        builtin = impls.load("linear.builtin").fn
+        native = self.of_whole(lambda whole: oracle.evaluate(builtin, whole, self.grad))
+        return [oracle.budget(lockstep.largest(worst(native, expected)), dtype)]
+
+    def of_whole(
+        self, evaluate: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What the first rank makes of the whole weight; of that weight's gradient, the slice."""
+        slices, parts = lockstep.gather(self.given["linear_weight"]), None
+        if slices is not None:
+            weight = torch.cat(slices).to(self.grad.device)
+            made = evaluate({**self.given, "linear_weight": weight})
+            made = {name: tensor.cpu() for name, tensor in made.items()}
+            rows = made["linear_weight"].split([len(slice_) for slice_ in slices])
+            parts = [{**made, "linear_weight": of_rank.clone()} for of_rank in rows]
+        mine = lockstep.scatter(parts)
+        return {name: tensor.to(self.grad.device) for name, tensor in mine.items()}
+
+
+def step_of(loss: impls.Loss, tensors: Mapping[str, Tensor]) -> Step:
+    """The step of ``loss`` at its level."""
+    return (ShardedStep if loss.level == "sharded" else Step)(loss, tensors)

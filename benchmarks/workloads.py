@@ -22,6 +22,7 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks import lockstep
 from benchmarks.model import CONTEXT, Model, linear_cross_entropy, train
 
 SENTENCE = "Hi, how are you? I am learning cross entropy loss and how it is related to entropy."
@@ -45,13 +46,16 @@ class Workload:
         """A loss's arguments by name, the same numbers in every run, rounded to ``dtype``.
 
         "logits": input (N, V) and target (N,). "linear": input (N, D), linear_weight (V, D) and
-        target (N,).
+        target (N,). "sharded": the same, of linear_weight this rank's slice.
         """
-        hidden, weight, target = (tensor.to(device) for tensor in self._float32())
+        hidden, weight, target = self._float32()
+        if level == "sharded":
+            weight = lockstep.slice_of(weight)
+        hidden, weight, target = (tensor.to(device) for tensor in (hidden, weight, target))
         tensors = (
-            {"input": hidden, "linear_weight": weight}
-            if level == "linear"
-            else {"input": F.linear(hidden, weight)}
+            {"input": F.linear(hidden, weight)}
+            if level == "logits"
+            else {"input": hidden, "linear_weight": weight}
         )
         converted = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
         return {**converted, "target": target}
@@ -79,7 +83,7 @@ class Workload:
         """An upper estimate of what measuring it holds at once: arguments, gradients, oracle."""
         item = torch.finfo(getattr(torch, dtype)).bits // 8
         logits = self.tokens * self.vocab
-        leaves = (self.tokens + self.vocab) * self.hidden if level == "linear" else logits
+        leaves = logits if level == "logits" else (self.tokens + self.vocab) * self.hidden
         # Beside the leaves, their gradients and both again in float64: four float32 logits for
         # an implementation that keeps what it computes, three float64 ones for the oracle.
         return leaves * 2 * (item + 8) + logits * (4 * 4 + 3 * 8)
