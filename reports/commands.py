@@ -35,9 +35,10 @@ def reproduce(of: pd.Series) -> str:
         else:
             profile = "BENCHMARK_PROFILE=large "
         cell = ", ".join(f"'{of[name]}'" for name in ("impl", "workload", "dtype"))
+        suite = f"{level}.{of['device'].upper().replace(' × ', 'x')}"
         return (
             f"{profile}asv run --launch-method spawn --record-samples "
-            f'--bench "{level}.{of["device"].upper()}.*{cell}" {of["commit"][:10]}^!'
+            f'--bench "{suite}.*{cell}" {of["commit"][:10]}^!'
         )
     if of["source"] == "pytest-benchmark":
         return f"pytest --benchmark-only --impl {shlex.quote(load_name(of['impl']))}"
@@ -45,12 +46,14 @@ def reproduce(of: pd.Series) -> str:
         kernel = of["workload"].partition(" ")[0]
         return f"python benchmark/scripts/benchmark_{kernel}.py  # in a clone of Liger-Kernel"
     name, _, text = of["workload"].partition(":")
-    words = ["python", "-m", "benchmarks", "--workload", name, *(["--text", text] if text else [])]
-    words += ["--dtype", of["dtype"], *([] if of["device"] == "cpu" else ["--device", "cuda"])]
+    device, _, ranks = of["device"].partition(" × ")
+    words = ["torchrun", "--nproc-per-node", ranks] if ranks else ["python"]
+    words += ["-m", "benchmarks", "--workload", name, *(["--text", text] if text else [])]
+    words += ["--dtype", of["dtype"], *([] if device == "cpu" else ["--device", "cuda"])]
     words += ["--allocator", "default"] if of["allocator"] == "default" else []
     is_limit = of["impl"].endswith(".limit")
     # A limit is measured beside any loss; that of a level is measured where a loss of it is.
-    losses = [f"{level}.builtin"] if is_limit or level == "linear" else []
+    losses = [f"{level}.builtin"] if level == "linear" or (is_limit and not ranks) else []
     losses += [] if is_limit else [load_name(of["impl"])]
     for loss in dict.fromkeys(losses):
         words += ["--impl", loss]

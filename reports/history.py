@@ -55,7 +55,11 @@ def regressions(rows: pd.DataFrame, margin: float) -> list[Change]:
 
 
 def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The histories whose numbers can be compared: those of one quantity in one environment."""
+    """The histories whose numbers can be compared: those of one quantity in one environment.
+
+    A share is none of these: of more overlap there is nothing to mend.
+    """
+    rows = rows[rows["unit"] != "share"]
     found = rows.groupby([*ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
     return [group for _, group in found]
 

@@ -49,6 +49,7 @@ def render(
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"ms": number, "ratio": _ratio, "mib": _mib, "error": _error}
+    environment.globals["interval"] = tables.interval
     names = (f"chart-{n}" for n in itertools.count(1))
     left_out: list[str] = []
     notes = list(notes)
@@ -117,6 +118,7 @@ def _sections(
             "id": f"cell-{n + 1}",
             "title": title,
             "run": tables.run(cell),
+            "is_sharded": of["level"] == "sharded",
             "rows": [_row(str(impl), one, table, cell) for impl, one in table.iterrows()],
             "untimed": list(table.index[table[["forward", "forward_backward"]].isna().all(axis=1)]),
             "charts": list(_charts(table, title, names)) if n < CHARTED else [],

@@ -221,7 +221,8 @@ def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
             middle, low, high = median_interval(sampled) if sampled else (value, value, value)
             rows.append(
                 environment
-                | {"device": device.lower(), "impl": impl, "workload": workload, "dtype": dtype}
+                | {"device": device.lower().replace("x", " × "), "impl": impl}
+                | {"workload": workload, "dtype": dtype}
                 | {"metric": metric, "unit": unit, "n": len(sampled) if sampled else 1}
                 | {"value": scale * middle, "ci_low": scale * low, "ci_high": scale * high}
                 | {"samples": tuple(scale * sample for sample in sampled or ())}
@@ -229,7 +230,10 @@ def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
     return _frame("asv", [row | {"threads": threads} for row in rows]), failed
 
 
-UNITS = {"peak_memory": "bytes", "saved_memory": "bytes", "error": "relative"}
+UNITS = {
+    **{"peak_memory": "bytes", "saved_memory": "bytes", "sent": "bytes"},
+    **{"error": "relative", "collectives": "count"},
+}
 
 
 def _read_pytest_benchmark(content: dict[str, Any]) -> pd.DataFrame:

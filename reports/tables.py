@@ -8,10 +8,24 @@ import pandas as pd
 from reports.results import commit_dates
 
 RUN = ["source", "machine", "device", "hardware", "commit", "torch", "threads", "allocator"]
-METRICS = ["forward", "backward", "forward_backward", "peak_memory", "saved_memory", "error"]
+METRICS = [
+    *("forward", "backward", "forward_backward", "peak_memory", "saved_memory", "error"),
+    *("sent", "collectives", "communication", "overlap"),  # of sharded losses
+]
+MEBIBYTES = 2**20, "MiB"
+# What is not in milliseconds: how many make one as shown, and what that is called.
+UNITS = {
+    **{"peak_memory": MEBIBYTES, "saved_memory": MEBIBYTES, "sent": MEBIBYTES},
+    **{"collectives": (1, "count")},
+}
 LEGEND = (
     "A cell has the median, its multiple of builtin, and its multiple of the physical limit "
     "(README says what that is).\n`error` is that of the gradients, relative to float64's."
+)
+SHARDED = (
+    "A number is that of the rank with the largest. `sent` is what it hands to collectives, "
+    "`communication` their time,\neach waited for at once, `overlap` the share of it that passes "
+    "while the rank computes, a 95 % interval."
 )
 
 
@@ -45,7 +59,8 @@ def render(rows: pd.DataFrame) -> str:
         + table.to_markdown(colalign=("left", *["right"] * table.shape[1]))
         for title, run, table in sections(rows)
     ]
-    return "\n\n".join([*blocks, LEGEND])
+    is_sharded = (rows["impl"].map(level_of) == "sharded").any()
+    return "\n\n".join([*blocks, LEGEND, *([SHARDED] if is_sharded else [])])
 
 
 def sections(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -92,21 +107,27 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
     """One cell's numbers, the last of each: a row for each implementation, the fastest first.
 
     Its columns are ``METRICS``, in milliseconds and bytes, and ``low`` and ``high``, the interval
-    of the time that sorts: that of both passes together, or of the one that was timed.
+    of the time that sorts: that of both passes together, or of the one that was timed. So are
+    ``overlap_low`` and ``overlap_high``.
     """
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     values = last["value"].unstack("metric").reindex(columns=METRICS)
     times = [name for name in ("forward_backward", "forward", "backward") if values[name].any()]
+    for end in ("low", "high"):
+        ends = last[f"ci_{end}"].unstack("metric")
+        if times:
+            values[end] = ends[times[0]]
+        if "overlap" in ends:
+            values[f"overlap_{end}"] = ends["overlap"]
     if times:
-        for end in ("low", "high"):
-            values[end] = last[f"ci_{end}"].unstack("metric")[times[0]]
         values = values.sort_values(times[0], kind="stable")
-    return values.reindex(columns=[*METRICS, "low", "high"])
+    return values.reindex(columns=[*METRICS, "low", "high", "overlap_low", "overlap_high"])
 
 
 def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     """One cell's implementations, fastest first: values, multiples of builtin and of the limit."""
-    values = measured(cell)[METRICS].dropna(axis="columns", how="all")
+    table = measured(cell)
+    values = table[METRICS].dropna(axis="columns", how="all")
     level = level_of(values.index[0])
     baselines = values.reindex([f"{level}.builtin", f"{level}.limit"])
     shown = pd.DataFrame(index=values.index)
@@ -114,13 +135,22 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
         if metric == "error":
             shown[metric] = [f"{value:.1e}" if pd.notna(value) else "-" for value in column]
             continue
-        scale, unit = (2**20, "MiB") if str(metric).endswith("memory") else (1, "ms")
+        if metric == "overlap":
+            ends = zip(table["overlap_low"], table["overlap_high"], strict=True)
+            shown["overlap (share)"] = [interval(low, high) for low, high in ends]
+            continue
+        scale, unit = UNITS.get(str(metric), (1, "ms"))
         multiples = [column / base for base in baselines[metric]]
         shown[f"{metric} ({unit})"] = [
             " ".join(f"{number(one):>6}" for one in numbers)
             for numbers in zip(column / scale, *multiples, strict=True)
         ]
     return shown
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends of a share; a dash if there are none."""
+    return f"{low:.2f} to {high:.2f}" if pd.notna(low) else "-"
 
 
 def semantics_table(matrix: pd.DataFrame) -> str:

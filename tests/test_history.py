@@ -68,6 +68,12 @@ def test_noise_and_drops_are_no_regressions() -> None:
     assert not regressions(series("mine", [10.0] * 6 + [8.0] * 6), 0.05)
 
 
+def test_more_overlap_is_no_regression() -> None:
+    rows = series("sharded.fused", [0.3] * 9 + [0.9] * 9, metric="overlap")
+    assert regressions(rows, 0.05)
+    assert not regressions(rows.assign(unit="share"), 0.05)
+
+
 def test_one_commit_alone_proves_nothing() -> None:
     assert not regressions(series("mine", [10.0] * 8 + [15.0]), 0.05)
 

@@ -18,7 +18,7 @@ from reports.__main__ import main
 from reports.history import changes, groups
 from reports.results import read
 from tests.test_pick import loss
-from tests.test_reports import tidy, write_csv
+from tests.test_reports import sharded, tidy, write_csv
 
 ROOT = Path(__file__).parents[1]
 LOSSES = {
@@ -151,6 +151,14 @@ def test_what_cannot_be_compared_is_in_charts_and_verdicts_of_its_own() -> None:
         text = words(page.render(as_read([*here, *there]), [], None, None))
         assert "take logits.eager: the fastest of 2" in text
         assert "take logits.fused: the only one that was timed" in text
+
+
+def test_a_sharded_loss_has_what_it_sends() -> None:
+    text = words(page.render(as_read(sharded("cpu × 2")), [], None, None))
+    assert "With a vocabulary split across ranks, take sharded.fused" in text
+    assert "collectives communication (ms) overlap, 95 % interval (share)" in text
+    assert "3.00 3.00 7 - 0.61 to 0.83" in text
+    assert "sent (MiB)" not in words(page.render(as_read(measured()), [], None, None))
 
 
 def test_an_implementation_measured_at_an_older_commit_alone_stays() -> None:

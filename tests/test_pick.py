@@ -173,6 +173,17 @@ def test_commands_measure_the_cell_again() -> None:
         assert found.impl[-1] == (impl if "limit" not in impl else "linear.builtin")
 
 
+def test_a_sharded_loss_is_measured_again_on_as_many_ranks() -> None:
+    command = "torchrun --nproc-per-node 4 -m benchmarks --workload gpt2_text --dtype float32"
+    for impl, device, more in (
+        ("sharded.eager", "cpu", " --impl sharded.eager"),
+        ("sharded.eager", "NVIDIA H100", " --device cuda --impl sharded.eager"),
+        ("sharded.limit", "cpu", ""),
+    ):
+        of = pd.Series(tidy(impl=impl, device=f"{device} × 4", source="x.csv"))
+        assert reproduce(of) == command + more
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_asvs_command_names_a_profile_that_has_the_cell(profile) -> None:
     for workload in PROFILES[profile][0]:

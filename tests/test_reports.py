@@ -9,6 +9,7 @@ import pytest
 
 from reports import tables
 from reports.__main__ import main
+from reports.commands import reproduce
 from reports.results import COLUMNS, read
 from reports.statistics import median_interval
 
@@ -105,6 +106,23 @@ def test_asv(asv_results) -> None:
     assert rows.loc[rows["impl"] == "logits.eager", "value"].tolist() == [2048]
     assert len(notes) == 1
     assert "'logits.wrong', 'gpt2_text', 'float32') failed" in notes[0]
+
+
+def test_asv_of_two_ranks(asv_results) -> None:
+    [file] = asv_results.rglob("bbbbbbbb-env.json")
+    params = [["'sharded.eager'"], ["'gpt2_text@256'"], ["'float32'"]]
+    results = {
+        "sharded.CPUx2.track_sent": [[4096], params, "1"],
+        "sharded.CPUx2.track_collectives": [[4], params, "1"],
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"results": results}))
+    rows, _ = read([asv_results])
+    assert rows[["metric", "unit", "value"]].values.tolist() == [
+        ["sent", "bytes", 4096],
+        ["collectives", "count", 4],
+    ]
+    assert set(rows["device"]) == {"cpu × 2"}
+    assert '--bench "sharded.CPUx2.*' in reproduce(rows.iloc[0])
 
 
 def test_pytest_benchmark(tmp_path) -> None:
@@ -209,6 +227,34 @@ def test_different_runs_are_not_mixed() -> None:
         ]
     )
     assert len(list(tables.sections(rows))) == 3
+
+
+def sharded(device: str) -> list[dict[str, object]]:
+    """What is measured of a sharded loss, beside the limit."""
+    of = {"device": device, "impl": "sharded.fused"}
+    limit = of | {"impl": "sharded.limit"}
+    least = {"metric": "sent", "unit": "bytes", "value": 2**20}
+    share = {"value": 0.7, "ci_low": 0.61, "ci_high": 0.83}
+    return [
+        tidy(**limit, metric="forward_backward", value=10.0),
+        tidy(**limit | least),
+        tidy(**of, metric="forward_backward", value=15.0),
+        tidy(**of | least | {"value": 3 * 2**20}),
+        tidy(**of, metric="collectives", unit="count", value=7),
+        tidy(**of | share, metric="overlap", unit="share"),
+    ]
+
+
+def test_a_sharded_loss_is_beside_the_limit_of_as_many_ranks() -> None:
+    rows = pd.DataFrame(sharded("cpu × 2") + sharded("cpu × 4")).assign(source="x.csv")
+    (first, _, table), (second, *_) = tables.sections(rows)
+    assert first.startswith("sharded · gpt2_text · float32 · cpu × 2")
+    assert second.endswith("cpu × 4")
+    of = table.loc["sharded.fused"]
+    assert of["forward_backward (ms)"].split() == ["15.00", "-", "1.50"]
+    assert of["sent (MiB)"].split() == ["3.00", "-", "3.00"]
+    assert of["collectives (count)"].split()[0] == "7.00"
+    assert of["overlap (share)"] == "0.61 to 0.83"
 
 
 def test_median_interval_covers_as_often_as_it_says() -> None:
