@@ -1,0 +1,67 @@
+"""asv: the losses of a vocabulary of which two processes hold a slice each.
+
+Each of them does what the suite of one process would, in lock step. What is asked of them and their
+answer is in the times, a fraction of a millisecond.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import lockstep, meters
+from benchmarks.common import Suite
+from benchmarks.limits import ShardedLimit
+from benchmarks.rank import Rank
+from benchmarks.ranks import Ranks
+
+RANKS = 2
+
+
+class _OneRank(Suite):
+    level = "sharded"
+
+    def track_sent(self, impl, workload, dtype):
+        step = self.step(impl, workload, dtype)
+        if isinstance(step, ShardedLimit):
+            return step.sent_bytes()
+        return meters.sent(step.forward_backward, self.device)[0]
+
+    def track_collectives(self, impl, workload, dtype):
+        step = self.step(impl, workload, dtype)
+        if isinstance(step, ShardedLimit):
+            return step.collectives
+        return meters.sent(step.forward_backward, self.device)[1]
+
+    track_sent.unit = "bytes"
+    track_collectives.unit = "count"
+    track_sent.version = track_collectives.version = "1"
+
+
+@functools.cache
+def ranks() -> Ranks:
+    """They end with this process."""
+    return Ranks(RANKS)
+
+
+def on_rank(rank: Rank, k: int, benchmark: str, cell: tuple[str, ...]) -> Any:
+    with lockstep.in_step():
+        return getattr(_OneRank(), benchmark)(*cell)
+
+
+def across(benchmark: Callable[..., Any]) -> Callable[..., Any]:
+    """The same benchmark, of all ranks at once."""
+
+    @functools.wraps(benchmark)
+    def of_all(self, impl, workload, dtype):
+        return ranks().run(RANKS, on_rank, benchmark.__name__, (impl, workload, dtype))[0]
+
+    return of_all
+
+
+class CPUx2(_OneRank):
+    pass
+
+
+for name in dir(_OneRank):
+    if name.startswith(("time_", "track_")):
+        setattr(CPUx2, name, across(getattr(_OneRank, name)))
