@@ -7,7 +7,7 @@ import gc
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks import lockstep
 
@@ -137,7 +138,7 @@ class Collectives(TorchDispatchMode):
         if namespace not in ("c10d", "_c10d_functional") or name.partition(".")[0] in SEND_NOTHING:
             return func(*args, **kwargs)
         self.count += 1
-        self.bytes += sum(tensor.nbytes for tensor in _tensors(args[_payload(func)]))
+        self.bytes += payload(func, args)
         if not self.wait:
             return func(*args, **kwargs)
         synchronize(self.device)
@@ -153,18 +154,11 @@ class Collectives(TorchDispatchMode):
         return result
 
 
-def _payload(func: Any) -> int:
-    """Which argument is what a rank gives: the inputs or, of a collective in place, the first."""
+def payload(func: Any, args: Any) -> int:
+    """Bytes that a rank hands to a collective: its inputs or, if that is in place, the first."""
     names = [argument.name for argument in func._schema.arguments]
-    return next((i for i, name in enumerate(names) if name.startswith("input")), 0)
-
-
-def _tensors(argument: Any) -> Iterator[Tensor]:
-    if isinstance(argument, Tensor):
-        yield argument
-    else:
-        for one in argument:
-            yield from _tensors(one)
+    given = next((i for i, name in enumerate(names) if name.startswith("input")), 0)
+    return sum(one.nbytes for one in tree_leaves(args[given]) if isinstance(one, Tensor))
 
 
 def _cpu_allocations(run: Callable[[], Any]) -> list[int]:

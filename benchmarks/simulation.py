@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.limits import Limit
+from benchmarks.meters import payload
 from benchmarks.step import Step
 
 Access = tuple[int, int]  # a storage, and bytes of it
@@ -235,13 +236,6 @@ def operands(func: Any, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Tens
         one for argument, one in given if argument.alias_info and argument.alias_info.is_write
     ]
     return tensors(read), tensors(written)
-
-
-def payload(func: Any, args: Any) -> int:
-    """The bytes that a rank hands to a collective: its inputs or, if it is in place, the first."""
-    names = [argument.name for argument in func._schema.arguments]
-    given = next((i for i, name in enumerate(names) if name.startswith("input")), 0)
-    return sum(one.nbytes for one in tensors(args[given]))
 
 
 def tensors(tree: Any) -> list[Tensor]:
