@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.limits import Limit
+from benchmarks.limits import Limit, ShardedLimit
 from benchmarks.meters import payload
 from benchmarks.step import Step
 
@@ -86,6 +86,8 @@ def predict(
         peak = tracker.peak()
         if isinstance(step, Limit):
             peak += step.gradient_bytes()
+        if isinstance(step, ShardedLimit):
+            tracker.sent = step.sent_bytes()
     return Prediction(peak - before, saved - before, tracker.flops, tracker.moved, tracker.sent)
 
 
