@@ -72,7 +72,7 @@ def predict(
     with FakeTensorMode():
         given = fake(shapes, dtype, device)
         step = make(given)
-        tracker = Tracker(device)
+        tracker = _Tracker(device)
         tracker.track_external(*given.values(), *tensors(vars(step)))
         before = tracker.held()
         try:
@@ -91,7 +91,7 @@ def predict(
     return Prediction(peak - before, saved - before, tracker.flops, tracker.moved, tracker.sent)
 
 
-class Tracker(MemTracker):
+class _Tracker(MemTracker):  # _, as asv would take its track_external for a benchmark
     """torch's tracker of what is held, which sees too what is multiplied, moved and sent."""
 
     def __init__(self, device: str) -> None:
