@@ -82,7 +82,7 @@ def over_chunks(tensors, own, group, upstream, needs_grad, softcap, z_loss):
     grad_input = make(input) if for_input else None
     grad_weight = make(linear_weight) if for_weight else None
     grad_bias = losses.new_zeros(len(linear_weight)) if for_bias else None
-    under_way = None
+    dh = None
     for start in range(0, n, max(chunk, 1)):
         part = slice(start, start + chunk)
         h = input[part]
@@ -95,19 +95,22 @@ def over_chunks(tensors, own, group, upstream, needs_grad, softcap, z_loss):
         losses[part], row = row_losses(x, mine, group, softcap, z_loss, exps)
         if upstream is None:
             continue
+        # Not before: NCCL does one after the other, and the row's sums would wait for it.
+        under_way = start_sum(dh, group)
         g = gradient(x, mine, row, upstream[part], softcap, z_loss, exps)
         dh = grad_input[part] if for_input else None
         multiply(g, h, linear_weight, dh, grad_weight, beta=min(start, 1))
         if for_bias:
             grad_bias += g.sum(0)
         finish(under_way)
-        under_way = start_sum(dh, group) if for_input else None
-    finish(under_way)
+    finish(start_sum(dh, group))
     return losses, (grad_input, grad_weight, grad_bias)
 
 
 def start_sum(dh, group):
-    """Begin to sum the ranks' ``dh``; ``finish`` puts the sum in its place."""
+    """Begin to sum the ranks' ``dh``, if there is one; ``finish`` puts the sum in its place."""
+    if dh is None:
+        return None
     whole = dh.to(accumulation_dtype(dh.dtype))
     return dh, whole, dist.all_reduce(whole, group=group, async_op=True)
 
