@@ -144,7 +144,7 @@ def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, monkeypatch
         code = end.code
     assert code == 2
     assert says in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("cross-entropy-*"))
 
 
 def test_a_shallow_clone_says_how_to_get_the_rest(clone, tmp_path) -> None:
