@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses import DynamicOutputShapeException, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed._tools import mem_tracker
 from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -91,7 +91,7 @@ def predict(
     return Prediction(peak - before, saved - before, tracker.flops, tracker.moved, tracker.sent)
 
 
-class _Tracker(MemTracker):  # _, as asv would take its track_external for a benchmark
+class _Tracker(mem_tracker.MemTracker):  # asv takes a track_external in the open for a benchmark
     """torch's tracker of what is held, which sees too what is multiplied, moved and sent."""
 
     def __init__(self, device: str) -> None:

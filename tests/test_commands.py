@@ -301,3 +301,5 @@ def test_asv_discovers_the_suites(tmp_path) -> None:
                 [f"'{name}'" for name in names] for names in PROFILES["quick"]
             ]
     assert "environment.track_threads" in found
+    modules = {name.partition(".")[0] for name in found}
+    assert modules == {"environment", "linear", "logits", "sharded"}  # nothing else looks like one
