@@ -8,14 +8,14 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import impls
-from benchmarks import calibrate, compare, lockstep, plan, semantics, side_by_side
+from benchmarks import calibrate, compare, lockstep, options, plan, semantics, side_by_side
 from benchmarks.common import Unmeasurable, check_device, check_timeable, load, tensors
 from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
-from benchmarks.ranks import Ranks
-from benchmarks.workloads import WORKLOADS, UnknownWorkload, Workload, workload
+from benchmarks.options import USER_ERRORS
+from benchmarks.ranks import Ranks, needs_ranks
+from benchmarks.workloads import Workload, workload
 
 TORCHRUN = "torchrun --nproc-per-node K -m benchmarks"
-USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError)
 
 
 def main(argv: list[str]) -> int:
@@ -97,7 +97,7 @@ def semantics_matrix(argv: list[str]) -> int:
         prog="python -m benchmarks semantics",
         description="What each implementation does in each odd case, found by running it.",
     )
-    add_impl(parser)
+    options.add(parser, "--impl")
     parser.add_argument("--out", type=Path, default=Path("reports/out/semantics.csv"))
     arguments = parser.parse_args(argv)
     try:
@@ -113,7 +113,7 @@ def semantics_matrix(argv: list[str]) -> int:
 
     with Ranks(2) as ranks:
         here = [
-            ranks.loss(load_name(loss.name), 2) if loss.level == "sharded" else loss
+            ranks.loss(load_name(loss.name), 2) if needs_ranks(loss.name) else loss
             for loss in losses
         ]
         matrix = pd.DataFrame(semantics.matrix(here))
@@ -140,26 +140,16 @@ def chosen_losses(
 def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
     """The same: of torchrun's ranks the sharded ones, of one process the others."""
     launched = lockstep.is_launched()
-    sharded = [name for name in impls.names() if name.startswith("sharded.")]
-    others = [name for name in impls.names() if name not in sharded]
+    fit = [name for name in impls.names() if needs_ranks(name) == launched]
     if not named and not launched:
-        print(f"skipped: {', '.join(sharded)}, which {TORCHRUN} measures", file=sys.stderr)
-    losses = chosen_losses(named, dtype, device, sharded if launched else others)
+        sharded = ", ".join(filter(needs_ranks, impls.names()))
+        print(f"skipped: {sharded}, which {TORCHRUN} measures", file=sys.stderr)
+    losses = chosen_losses(named, dtype, device, fit)
     for loss in losses:
-        if (loss.level == "sharded") != launched:
+        if needs_ranks(loss.name) != launched:
             how = "not" if launched else "only"
             raise Unmeasurable(f"{loss.name} is {how} measured by {TORCHRUN}")
     return losses
-
-
-def add_impl(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--impl",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name that `python -m impls` lists, or a path to a file (repeatable; all, if none)",
-    )
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -170,25 +160,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "`plan`: what any size would need.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_impl(parser)
-    parser.add_argument(
-        "--workload",
-        default="gpt2_text",
-        metavar="NAME[@TOKENS]",
-        help=", ".join(WORKLOADS),
-    )
+    options.add(parser, "--impl")
+    options.add(parser, "--workload", default="gpt2_text")
     parser.add_argument("--text", type=Path, metavar="FILE", help="a text of yours for gpt2_text")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16")
-    )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument(
-        "--pass",
-        dest="passes",
-        action="append",
-        choices=side_by_side.PASSES,
-        help="what to time (repeatable; all, if none)",
-    )
+    options.add(parser, "--dtype")
+    options.add(parser, "--device")
+    options.add(parser, "--pass", help="what to time (repeatable; all, if none)")
     parser.add_argument(
         "--allocator",
         default="pinned",

@@ -10,22 +10,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import impls
+from benchmarks import options
 from benchmarks.common import Unmeasurable, check_device, check_timeable, tensors
 from benchmarks.paired import Cell, Comparison, Row, append, comparison, pairs
 from benchmarks.processes import ProcessFailed
+from benchmarks.ranks import needs_ranks
 from benchmarks.revisions import WORK_TREE, UnknownRevision
-from benchmarks.side_by_side import PASSES
-from benchmarks.workloads import UnknownWorkload, workload
+from benchmarks.workloads import workload
 from impls.loss import FUNCTIONS
 
-USER_ERRORS = (
-    impls.UnknownImplementation,
-    UnknownRevision,
-    UnknownWorkload,
-    Unmeasurable,
-    ProcessFailed,
-    OSError,
-)
+USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, ProcessFailed)
 ROLES = ("base", "head")
 
 
@@ -126,7 +120,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "head", metavar="HEAD", nargs="?", default=WORK_TREE, help="another; . is the working tree"
     )
-    add_cell(parser)
+    add_cell(parser, "all that differ", "forward_backward")
     parser.add_argument(
         "--budget", type=float, default=60.0, help="seconds a cell, after which it is inconclusive"
     )
@@ -143,22 +137,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def add_cell(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--impl", action="append", default=[], metavar="NAME", help="repeatable; all that differ"
+def add_cell(parser: argparse.ArgumentParser, impls_if_none: str, pass_if_none: str) -> None:
+    options.add(
+        parser,
+        "--impl",
+        help=f"a name that `python -m impls` lists (repeatable; {impls_if_none}, if none)",
     )
-    parser.add_argument(
-        "--pass",
-        dest="passes",
-        action="append",
-        choices=PASSES,
-        help="repeatable; forward_backward, if none",
-    )
-    parser.add_argument("--workload", default="gpt2_text@256", metavar="NAME[@TOKENS]")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float64", "float32", "bfloat16", "float16")
-    )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options.add(parser, "--pass", help=f"what to time (repeatable; {pass_if_none}, if none)")
+    options.add(parser, "--workload", default="gpt2_text@256")
+    options.add(parser, "--dtype")
+    options.add(parser, "--device")
     parser.add_argument("--margin", type=margin, default=0.02, help="what counts as equivalent")
 
 
@@ -189,8 +177,8 @@ def inputs(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[st
             raise impls.UnknownImplementation(
                 f"{level!r} is no level: to compare are names that `python -m impls` lists"
             )
-        if level == "sharded":
-            raise Unmeasurable("a sharded loss runs on ranks: compare measures in one process")
+    if of_ranks := [name for name in names if needs_ranks(name)]:
+        raise Unmeasurable(f"{of_ranks[0]} runs on ranks: compare measures in one process")
     chosen = workload(arguments.workload)
     return {level: tensors(chosen, level, arguments.dtype, arguments.device) for level in levels}
 

@@ -26,6 +26,7 @@ from torch import Tensor
 import impls
 from benchmarks.common import Unmeasurable
 from benchmarks.processes import Processes
+from benchmarks.ranks import needs_ranks
 from benchmarks.revisions import export
 
 ROLES = ("base", "head", "control", "planted")
@@ -63,7 +64,7 @@ class Comparison:
         """The implementations of both that differ; all, if what they share does."""
         base, head = (self.folder / role / "impls" for role in ("base", "head"))
         both = [name for name in impls.names(head) if name in impls.names(base)]
-        both = [name for name in both if not name.startswith("sharded.")]  # they need ranks
+        both = [name for name in both if not needs_ranks(name)]
         shared = {file.name for folder in (base, head) for file in folder.glob("*.py")}
         if differing(base, head, shared - {"__main__.py"}):
             return both

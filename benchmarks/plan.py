@@ -21,15 +21,15 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import impls
-from benchmarks import meters
+from benchmarks import meters, options
 from benchmarks.common import Unmeasurable, check_device, load_for, tensors
 from benchmarks.limits import LIMITS
+from benchmarks.ranks import needs_ranks
 from benchmarks.simulation import NotSimulated, Prediction, Shapes, argument_bytes, predict
 from benchmarks.step import Step
-from benchmarks.workloads import WORKLOADS, UnknownWorkload, Workload, workload
+from benchmarks.workloads import WORKLOADS, Workload, workload
 from impls.loss import FUNCTIONS
 
-USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError)
 COLUMNS = [
     *("workload", "tokens", "hidden", "vocab", "ranks", "dtype", "device", "torch", "gpu"),
     *("impl", "arguments", "peak_memory", "saved_memory", "flops", "moved", "sent"),
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
                     for row in plan(found, dtype, losses[dtype], arguments):
                         writer.writerow(row)
                         rows.append(row)
-    except USER_ERRORS as error:
+    except options.USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -128,7 +128,7 @@ def chosen(
     for name in arguments.impl or impls.names():
         try:
             loss = load_for(name, dtype, arguments.device)
-            if loss.level == "sharded" and arguments.ranks is None:
+            if needs_ranks(loss.name) and arguments.ranks is None:
                 raise Unmeasurable(f"{name} is planned with --ranks")
             losses.append(loss)
         except Unmeasurable as reason:
@@ -228,26 +228,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "allocated or run.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--impl", action="append", default=[], metavar="NAME", help="repeatable; all, if none"
-    )
-    parser.add_argument(
-        "--workload",
-        action="append",
-        metavar="NAME[@TOKENS]",
-        help=f"repeatable; {', '.join(WORKLOADS)}",
-    )
+    options.add(parser, "--impl")
+    options.add(parser, "--workload", action="append", help=f"{', '.join(WORKLOADS)} (repeatable)")
     parser.add_argument("--tokens", type=count, metavar="N", help="of every workload")
     parser.add_argument(
         "--ranks", type=count, metavar="K", help="plan the sharded losses too, over K GPUs"
     )
-    parser.add_argument(
-        "--dtype",
-        action="append",
-        choices=("float64", "float32", "bfloat16", "float16"),
-        help="repeatable",
-    )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options.add(parser, "--dtype", action="append", default=None, help="repeatable")
+    options.add(parser, "--device")
     parser.add_argument("--gpu", default="H100 SXM", choices=GPUS, help="whose limits imply times")
     parser.add_argument(
         "--check",

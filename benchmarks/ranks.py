@@ -36,6 +36,11 @@ ENVIRONMENT = {
 UNEVEN = {1: (1,), 2: (1, 2), 3: (3, 1, 2), 4: (2, 0, 3, 1)}
 
 
+def needs_ranks(name: str) -> bool:
+    """Whether the loss ``name`` is called by all ranks of a group at once, as the sharded are."""
+    return name.partition(".")[0] == "sharded"
+
+
 class RankFailed(RuntimeError):
     """A rank died, did not answer, or raised what the others did not; the message says which."""
 
