@@ -111,11 +111,13 @@ def _relative(
         return infinite
     actual, expected = actual.double(), expected.double()
     odd = ~expected.isfinite()
-    same = (actual == expected) | (actual.isnan() & expected.isnan())
-    if not same[odd].all():
-        return infinite
-    distance = torch.linalg.vector_norm((actual - expected).masked_fill(odd, 0), dim=dim)
-    norm = torch.linalg.vector_norm(expected.masked_fill(odd, 0), dim=dim)
+    if odd.any():
+        same = (actual == expected) | (actual.isnan() & expected.isnan())
+        if not same[odd].all():
+            return infinite
+        actual, expected = actual.masked_fill(odd, 0), expected.masked_fill(odd, 0)
+    distance = torch.linalg.vector_norm(actual - expected, dim=dim)
+    norm = torch.linalg.vector_norm(expected, dim=dim)
     if scale is not None:
         norm = torch.maximum(norm, torch.linalg.vector_norm(scale.double(), dim=dim) / 8)
     # Nothing expected, and nothing there, is no error.

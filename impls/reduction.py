@@ -52,6 +52,18 @@ def is_at_hand(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def check_range(target: Tensor, vocab: int | Tensor, ignore_index: int) -> None:
+    """Raise ``IndexError``, naming it, for a target on the CPU outside [0, vocab) and not ignored.
+
+    Where that cannot be seen now (``is_at_hand``) it is left, as in torch, to the kernel that reads
+    the target.
+    """
+    if is_at_hand(target):
+        outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
+        if outside.numel():
+            raise IndexError(f"target {outside[0].item()} is out of range for {vocab} classes")
+
+
 def distribution(
     target: Tensor,
     weight: Tensor | None,
@@ -62,14 +74,9 @@ def distribution(
 ) -> Q:
     """q for targets (N,) and class weights (V,), in the dtype that sums of ``dtype`` are taken in.
 
-    Raises ``IndexError``, naming it, for a target on the CPU outside [0, vocab) and not ignored.
-    Where that cannot be seen now (``is_at_hand``) it is left, as in torch, to the kernel that reads
-    the target.
+    Raises ``IndexError`` for a target out of range: see ``check_range``.
     """
-    if is_at_hand(target):
-        outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
-        if outside.numel():
-            raise IndexError(f"target {outside[0].item()} is out of range for {vocab} classes")
+    check_range(target, vocab, ignore_index)
     y = target.masked_fill(target == ignore_index, 0)
     ones = torch.ones((), dtype=accumulation_dtype(dtype), device=target.device)
     w = ones.expand(vocab) if weight is None else weight.to(ones.dtype)  # (V,)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from impls.reduction import accumulation_dtype, is_at_hand
+from impls.reduction import accumulation_dtype, check_range
 
 
 class Shard(NamedTuple):
@@ -44,14 +44,6 @@ def slice_sizes(linear_weight: Tensor, group: Any) -> Tensor:
     sizes = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=linear_weight.device)
     sizes[dist.get_rank(group)] = len(linear_weight)
     return all_reduce(sizes, group)
-
-
-def check_range(target: Tensor, vocab: Tensor, ignore_index: int) -> None:
-    """Raise ``IndexError`` on every rank, naming it, for a target on the CPU that none holds."""
-    if is_at_hand(target):
-        outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
-        if outside.numel():
-            raise IndexError(f"target {outside[0].item()} is out of range for {vocab} classes")
 
 
 def shard(

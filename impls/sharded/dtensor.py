@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
 from impls.loss import Support, autocast, check_call
-from impls.reduction import first_order
-from impls.shards import check_range, slice_sizes
+from impls.reduction import check_range, first_order
+from impls.shards import slice_sizes
 
 support = Support(
     even_slices=True,
