@@ -38,12 +38,14 @@ def sums(
     exp(x - m) is written to ``exps_out``, which may be the input.
     """
     x = cap(input.to(accumulation_dtype(input.dtype)), softcap)
-    # Not -inf, of which all that a rank holds of a row may consist: -inf - -inf is nan.
-    m = x.amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).min)
-    exps = (x - m).exp()
-    # Not its log: on a CPU that would be a loop of its own, and the rows would leave the cache.
+    m = x.amax(1, keepdim=True)
+    # Clamped, as -inf - -inf is nan, and all that a rank holds of a row may be -inf. But returned as
+    # it is, and s is not its log: on a CPU each would be a loop of its own, and the rows would
+    # leave the cache.
+    x = x - m.clamp(min=torch.finfo(x.dtype).min)
+    exps = x.exp()
     s = exps.sum(1, keepdim=True)
-    t = None if everywhere is None else ((x - m) * everywhere).sum(1, keepdim=True)
+    t = None if everywhere is None else (x * everywhere).sum(1, keepdim=True)
     if exps_out is not None:
         exps_out.copy_(exps)
     return m, s, t
