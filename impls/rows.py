@@ -39,9 +39,9 @@ def sums(
     """
     x = cap(input.to(accumulation_dtype(input.dtype)), softcap)
     m = x.amax(1, keepdim=True)
-    # Clamped, as -inf - -inf is nan, and all that a rank holds of a row may be -inf. But returned as
-    # it is, and s is not its log: on a CPU each would be a loop of its own, and the rows would
-    # leave the cache.
+    # Clamped, as -inf - -inf is nan, and all that a rank holds of a row may be -inf. But what is
+    # returned is not, nor is s its log: on a CPU each would be a loop of its own, and the rows
+    # would leave the cache.
     x = x - m.clamp(min=torch.finfo(x.dtype).min)
     exps = x.exp()
     s = exps.sum(1, keepdim=True)
