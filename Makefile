@@ -14,7 +14,7 @@ bench: .venv/ready
 	python -m reports
 
 test: .venv/ready
-	pytest --benchmark-skip
+	pytest --benchmark-skip --numprocesses 2 --dist loadfile
 
 lint: .venv/ready
 	ruff check .
