@@ -1,7 +1,6 @@
 """The ``loss`` fixture: every implementation in turn, or those that ``--impl`` names.
 
-A sharded one comes across 1, 2, 3 and 4 ranks, each time as one linear loss; one that takes even
-slices alone, across 3.
+A sharded one comes across 1, 2, 3 and 4 ranks, each time as one linear loss.
 """
 
 from collections.abc import Iterator
@@ -80,8 +79,6 @@ def across(name: str, counts: tuple[int, ...]) -> list[Any]:
         return [pytest.param((name, 0), id=name)]  # it is skipped or failed once
     if loss.level != "sharded":
         return [pytest.param((name, 0), id=name)]
-    if loss.support.even_slices:  # three ranks' are as good as any
-        counts = tuple(k for k in counts if k == 3)
     return [pytest.param((name, k), id=f"{name}-{k}-ranks") for k in counts]
 
 
