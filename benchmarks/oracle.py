@@ -121,7 +121,8 @@ def _relative(
     if scale is not None:
         norm = torch.maximum(norm, torch.linalg.vector_norm(scale.double(), dim=dim) / 8)
     # Nothing expected, and nothing there, is no error.
-    return torch.where(distance == 0, 0, distance / norm).nan_to_num(nan=float("inf"))
+    relative = torch.where(distance == 0, 0, distance / norm)
+    return relative.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def budget(native: float, dtype: str, bands: float = 1) -> float:
