@@ -33,7 +33,7 @@ def row_losses(input, own, group, softcap, z_loss, exps):
     x_y = rows.cap(at_target(input, own.y, own.here).to(own.at_y.dtype), softcap)
     if input.shape[1]:
         m_r, s, t = rows.compiled_sums(input, own.everywhere, softcap, exps)
-        m_r, s = m_r.squeeze(1).clamp(min=torch.finfo(m_r.dtype).min), s.squeeze(1)
+        m_r, s = m_r.squeeze(1), s.squeeze(1)
     else:
         m_r, s, t = torch.full_like(x_y, torch.finfo(x_y.dtype).min), torch.zeros_like(x_y), None
     m = all_reduce(m_r.clone(), group, dist.ReduceOp.MAX)
