@@ -32,9 +32,9 @@ from benchmarks.revisions import export
 ROLES = ("base", "head", "control", "planted")
 TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # of a round each (Williams)
 BLOCK = 3, 0.01  # calls and seconds, at least
-SECONDS = 1.2  # about, of a pair for each cell
+SECONDS = 1.0  # about, of a pair for each cell
 MOST_ROUNDS = 60
-FIRST_CALLS = 4  # of a process: the heap still grows, and they take five times as long
+FIRST_CALLS = 2  # of a process: the heap still grows, and they take five times as long
 # Seconds before a block: another process's threads still spin, and the caches are its own.
 WARM_UP = 0.003
 PLANTED = 0.01  # beyond the margin, of the slowdown that must be seen
@@ -80,6 +80,9 @@ class Comparison:
     def exact(self, impl: str) -> list[Row]:
         """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""
         rows: list[Row] = []
+        both = self._fork("base", "head").ask_all("compiles", impl=impl, dtype=self.dtype)
+        if any(both.values()):
+            self.processes.compile_once()
         for role in ("base", "head"):  # one after the other: the oracle needs much memory
             processes = self._fork(role)
             found = processes.ask(role, "exact", impl=impl, dtype=self.dtype)
@@ -93,8 +96,6 @@ class Comparison:
             parts = zip(found["errors"], found["budgets"], strict=True)
             worst = max(error / budget for error, budget in parts)
             rows.append(of_cell | {"metric": "error", "unit": "of its budget", "value": worst})
-            if found["compiled"]:
-                processes.compile_once()
         return rows
 
     def pair(self, number: int, cells: Iterable[Cell], margin: float) -> Iterator[Row]:
@@ -114,9 +115,8 @@ class Comparison:
         ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
         ask["warm_up"] = WARM_UP
         begin: Row = {"calls": FIRST_CALLS, "delay": 0.0, "seed": 0}
-        self.processes.ask_all(**ask, **begin)
-        alone = (min(self.processes.ask(role, **ask, **begin)) for role in order)
-        call = self.calls.get(cell) or min(alone)
+        firsts = [min(self.processes.ask(role, **ask, **begin)) for role in order]
+        call = self.calls.get(cell) or min(firsts)
         calls = max(BLOCK[0], round(BLOCK[1] / call))
         seconds = len(order) * (calls * call + max(call, WARM_UP))  # of a round
         of_base = []

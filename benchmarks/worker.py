@@ -15,11 +15,14 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import asv_runner.benchmarks.mark  # noqa: F401  as the next: once here, and not in each process
+# Once here, and not in each process: what benchmarks need, and what the first backward imports.
+import asv_runner.benchmarks.mark  # noqa: F401
 import torch
+import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
 
 import benchmarks.workloads  # noqa: F401
@@ -59,6 +62,12 @@ class Worker:
     def environment(self) -> dict[str, Any]:
         return comparable(self.device)
 
+    def compiles(self, impl: str, dtype: str) -> bool:
+        """Whether the loss brings ``torch.compile`` with it."""
+        with suppress(*self.cannot):  # exact says so
+            self.step(impl, dtype)
+        return "torch._dynamo" in sys.modules
+
     def exact(self, impl: str, dtype: str) -> dict[str, Any]:
         """What has no noise: bytes, and how far the gradients are off, and may be."""
         try:
@@ -71,7 +80,6 @@ class Worker:
             "budgets": step.budgets(expected, dtype),
             "peak_memory": meters.peak_memory(step.forward_backward, self.device),
             "saved_memory": meters.saved_memory(step.forward, self.device),
-            "compiled": "torch._inductor.compile_fx" in sys.modules,
         }
 
     def block(
