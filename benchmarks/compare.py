@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from reports.calibration import statement
-    from reports.verdicts import COLUMNS, markdown, verdicts
+    from reports.verdicts import COLUMNS, PAIRS, markdown, verdicts
 
     commits = {
         role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in ROLES
@@ -78,6 +79,13 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     print(f"\n{len(rows)} rows in {arguments.out}")
     if interrupted:
         raise KeyboardInterrupt
+    for one in table[table["unit"] == "ms"].itertuples():
+        if one.pairs < PAIRS:
+            seconds = math.ceil(PAIRS * arguments.budget / one.pairs)
+            print(
+                f"{one.impl} {one.metric}: {one.pairs:.0f} of the {PAIRS} pairs that a verdict "
+                f"needs were measured in time: --budget {seconds}"
+            )
     if table["verdict"].isin(["regressed", "wrong"]).any():
         return 1
     undecided = table["verdict"].isin(["inconclusive", "unproven"]).any()

@@ -152,7 +152,8 @@ def main(folder: str, device: str, fd: str) -> None:
             if not message:
                 break
             if message == COMPILE:
-                compile_once()
+                with suppress(Exception):  # where CPU code cannot be compiled, CUDA's may be
+                    compile_once()
             else:
                 # Before any fork, so that all read them at the same place, and never on a device:
                 # CUDA does not survive a fork.

@@ -175,7 +175,9 @@ def test_interrupted_or_killed_it_leaves_nothing_but_its_pairs(clone, how) -> No
 
 def test_strict_makes_the_undecided_fail(clone) -> None:
     command = ("HEAD", "HEAD", *QUICK, "--pass", "forward")
-    assert compare(clone, *command)[0] == 0  # one pair decides nothing
+    code, out, _ = compare(clone, *command)
+    assert code == 0  # one pair decides nothing
+    assert re.search(r"logits.eager forward: \d of the 8 pairs .* --budget \d\n", out), out
     assert compare(clone, *command, "--strict")[0] == 3
 
 
@@ -183,7 +185,10 @@ def test_calibrate_compares_the_same_with_itself(clone) -> None:
     few = ("--comparisons", "2", "--pairs", "2", "--workload", "notebook", "--out", "pairs.csv")
     code, table, errors = run(clone, "calibrate", *few)
     assert code == 0, errors
-    assert "| logits.builtin · forward · notebook · float32 | 2 % | 2 pairs | 1 | 0 |" in table
+    assert (
+        "| logits.builtin · forward_backward · notebook · float32 | 2 % | 2 pairs | 1 | 0 |"
+        in table
+    )
     assert "| all | 2 % | 2 pairs | 2 | 0 |" in table
     _, out, _ = compare(clone, "HEAD", "HEAD", *QUICK)
     assert "Calibrated here: of 2 comparisons of the same code, of at most 2 pairs, 0 were" in out
