@@ -82,9 +82,14 @@ def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
     """Of one cell's rows, a row for each pair of processes: log(time / the base's) of each role.
 
     It is the median over the rounds, each of which compares the two as they were measured in turn.
+    The base's time is the geometric mean of the base's and the control's, which is the base too:
+    two processes know it better than one. The control's own ratio is to the base's process alone.
     """
     logs = np.log(rows.set_index(["pair", "round", "role"])["value"]).unstack("role")
-    return logs.reindex(columns=list(ROLES)).sub(logs["base"], axis=0).groupby("pair").median()
+    logs = logs.reindex(columns=["base", *ROLES])
+    both = logs[["base", "control"]].mean(axis="columns")
+    ratios = logs.sub(both, axis="index").assign(control=logs["control"] - logs["base"])
+    return ratios[list(ROLES)].groupby("pair").median()
 
 
 def effects(logs: pd.DataFrame, margin: float) -> dict[str, Effect]:

@@ -40,7 +40,7 @@ def rows(head: float, noise: float, pairs: int = 8, seed: int = 0, impl: str = "
     ("head", "verdict"), [(1.0, "equivalent"), (1.04, "regressed"), (0.95, "improved")]
 )
 def test_what_is_clear_is_decided(head: float, verdict: str) -> None:
-    [one] = verdicts(rows(head, 0.003)).itertuples()
+    [one] = verdicts(rows(head, 0.003, pairs=12)).itertuples()
     assert one.verdict == verdict
     assert one.low < one.ratio < one.high
     assert one.ratio == pytest.approx(head, abs=0.01)
@@ -58,6 +58,14 @@ def test_a_control_that_moves_takes_the_verdict_back() -> None:
     blind = rows(1.04, 0.003)
     blind.loc[blind["role"] == "planted", "value"] /= 1.03
     assert verdicts(blind)["verdict"].item() == "unproven"
+
+
+def test_the_base_is_known_by_two_processes() -> None:
+    """What makes one of them slower and the other as much faster says nothing of the head."""
+    before, apart = rows(1.01, 0.003), rows(1.01, 0.003)
+    apart.loc[apart["role"] == "base", "value"] *= 1.02
+    apart.loc[apart["role"] == "control", "value"] /= 1.02
+    assert verdicts(apart)["ratio"].item() == pytest.approx(verdicts(before)["ratio"].item())
 
 
 def test_few_pairs_decide_nothing() -> None:
