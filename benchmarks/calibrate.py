@@ -62,7 +62,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "from where `compare` quotes it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_cell(parser, "logits.builtin and logits.eager", "forward_backward")
+    add_cell(parser, "logits.builtin and logits.eager")
     parser.add_argument("--comparisons", type=int, default=200, help="in all cells together")
     parser.add_argument("--pairs", type=int, default=8, help="of processes, in a comparison")
     parser.add_argument(

@@ -128,7 +128,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "head", metavar="HEAD", nargs="?", default=WORK_TREE, help="another; . is the working tree"
     )
-    add_cell(parser, "all that differ", "forward_backward")
+    add_cell(parser, "all that differ")
     parser.add_argument(
         "--budget", type=float, default=60.0, help="seconds a cell, after which it is inconclusive"
     )
@@ -145,13 +145,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def add_cell(parser: argparse.ArgumentParser, impls_if_none: str, pass_if_none: str) -> None:
+def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
     options.add(
         parser,
         "--impl",
         help=f"a name that `python -m impls` lists (repeatable; {impls_if_none}, if none)",
     )
-    options.add(parser, "--pass", help=f"what to time (repeatable; {pass_if_none}, if none)")
+    options.add(parser, "--pass", help="what to time (repeatable; forward_backward, if none)")
     options.add(parser, "--workload", default="gpt2_text@256")
     options.add(parser, "--dtype")
     options.add(parser, "--device")
