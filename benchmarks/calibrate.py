@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         interrupted = True
         print("\ninterrupted", file=sys.stderr)
     pairs = pd.DataFrame(rows, columns=COLUMNS)
-    found = calibration(pairs, arguments.margin, [arguments.pairs, 4 * arguments.pairs])
+    found = calibration(pairs, arguments.margin, [arguments.pairs, 5 * arguments.pairs])
     print(f"{markdown(found)}\n\n{len(rows)} rows in {arguments.out}")
     if interrupted:
         return 130
@@ -45,13 +45,16 @@ def main(argv: list[str]) -> int:
 
 def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
     """Rows of the working tree's ``impls`` against themselves, each comparison begun afresh."""
+    from reports.verdicts import planted
+
     cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
     tensors = inputs(arguments.impl, arguments)
     for number in range(-(-arguments.comparisons // len(cells))):
         with comparison(WORK_TREE, WORK_TREE, arguments.dtype, arguments.device) as revisions:
             revisions.give(tensors)
             for pair in range(arguments.pairs):
-                yield from revisions.pair(number * arguments.pairs + pair, cells, arguments.margin)
+                at = number * arguments.pairs + pair
+                yield from revisions.pair(at, cells, planted(arguments.margin))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

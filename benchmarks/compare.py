@@ -96,6 +96,8 @@ def measure(
     revisions: Comparison, names: list[str], arguments: argparse.Namespace, constant: Row
 ) -> Iterator[Row]:
     """Bytes and errors of each, then times of those whose gradients are right in both."""
+    from reports.verdicts import planted
+
     cells = []
     for name in names:
         try:
@@ -111,7 +113,7 @@ def measure(
     yield from pairs(
         revisions,
         cells,
-        arguments.margin,
+        planted(arguments.margin),
         arguments.budget,
         functools.partial(decided, constant=constant),
     )

@@ -35,9 +35,6 @@ BLOCK = 3, 0.01  # calls and seconds, at least
 SECONDS = 1.0  # about, of a pair for each cell
 MOST_ROUNDS = 60
 FIRST_CALLS = 2  # of a process: the heap still grows, and they take five times as long
-# Seconds before a block: another process's threads still spin, and the caches are its own.
-WARM_UP = 0.003
-PLANTED = 0.01  # beyond the margin, of the slowdown that must be seen
 EXACT = ("peak_memory", "saved_memory")
 
 Row = dict[str, Any]
@@ -98,33 +95,32 @@ class Comparison:
             rows.append(of_cell | {"metric": "error", "unit": "of its budget", "value": worst})
         return rows
 
-    def pair(self, number: int, cells: Iterable[Cell], margin: float) -> Iterator[Row]:
-        """The rows of a fresh set of processes."""
+    def pair(self, number: int, cells: Iterable[Cell], slowdown: float) -> Iterator[Row]:
+        """The rows of a fresh set of processes; ``slowdown`` is the planted one."""
         first = number % len(ROLES)  # to be the first is no merit
         order = ROLES[first:] + ROLES[:first]
         processes = self._fork(*order)
         environments = processes.ask_all("environment")
         for cell in cells:
-            for row in self._rounds(cell, number, order, margin):
+            for row in self._rounds(cell, number, order, slowdown):
                 yield environments[row["role"]] | row
 
     def _rounds(
-        self, cell: Cell, number: int, order: Sequence[str], margin: float
+        self, cell: Cell, number: int, order: Sequence[str], slowdown: float
     ) -> Iterator[Row]:
         """The rows of a cell: a block of each role, again and again."""
         ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
-        ask["warm_up"] = WARM_UP
-        begin: Row = {"calls": FIRST_CALLS, "delay": 0.0, "seed": 0}
+        begin: Row = {"calls": FIRST_CALLS, "slowdown": 0.0, "seed": 0}
         firsts = [min(self.processes.ask(role, **ask, **begin)) for role in order]
         call = self.calls.get(cell) or min(firsts)
         calls = max(BLOCK[0], round(BLOCK[1] / call))
-        seconds = len(order) * (calls * call + max(call, WARM_UP))  # of a round
+        seconds = len(order) * calls * call  # of a round
         of_base = []
         for round_ in range(max(2, min(MOST_ROUNDS, round(SECONDS / seconds)))):
             seed = number * MOST_ROUNDS + round_
             for role in (order[turn] for turn in TURNS[round_ % len(TURNS)]):
-                delay = call * (margin + PLANTED) if role == "planted" else 0.0
-                block = min(self.processes.ask(role, **ask, calls=calls, delay=delay, seed=seed))
+                one = {"calls": calls, "slowdown": slowdown * (role == "planted"), "seed": seed}
+                block = min(self.processes.ask(role, **ask, **one))
                 if role == "base":
                     of_base.append(block)
                 of_cell = {"impl": cell.impl, "metric": cell.pass_, "unit": "ms", "role": role}
@@ -161,7 +157,7 @@ def differing(base: Path, head: Path, files: set[str]) -> set[str]:
 def pairs(
     comparison: Comparison,
     cells: list[Cell],
-    margin: float,
+    slowdown: float,
     budget: float,
     decided: Callable[[list[Row]], set[Cell]],
 ) -> Iterator[Row]:
@@ -170,7 +166,7 @@ def pairs(
     left, number = cells, 0
     end = time.monotonic() + budget * len(cells)
     while left and time.monotonic() < end:
-        for row in comparison.pair(number, left, margin):
+        for row in comparison.pair(number, left, slowdown):
             rows.append(row)
             yield row
         number += 1

@@ -83,11 +83,9 @@ class Worker:
         }
 
     def block(
-        self, impl: str, dtype: str, pass_: str, warm_up: float, calls: int, delay: float, seed: int
+        self, impl: str, dtype: str, pass_: str, calls: int, slowdown: float, seed: int
     ) -> list[float]:
-        """Seconds of each of ``calls``, in each of which ``delay`` seconds are waited.
-
-        They come after one call that does not count, and more until ``warm_up`` seconds are over.
+        """Seconds of each of ``calls``, each of which is drawn out by ``slowdown`` of its time.
 
         Where what a loss allocates lies in memory can be a tenth of its time. It is ``seed``'s to
         say: two processes of the same code that are asked the same, in the same order, have it
@@ -98,20 +96,18 @@ class Worker:
         size, most = PADDING
         self.padding = None
         self.padding = torch.empty(size * self.random.randrange(most), dtype=torch.uint8)
-        warm = time.perf_counter() + warm_up
-        self.call(step, pass_, 0.0)
-        while time.perf_counter() < warm:
-            self.call(step, pass_, 0.0)
-        return [self.call(step, pass_, delay) for _ in range(calls)]
+        return [self.call(step, pass_, slowdown) for _ in range(calls)]
 
-    def call(self, step: Any, pass_: str, delay: float) -> float:
+    def call(self, step: Any, pass_: str, slowdown: float) -> float:
         made: Any = step.forward() if pass_ == "backward" else None
 
         def run() -> Any:
+            start = time.perf_counter()
             result = step.backward(made) if pass_ == "backward" else getattr(step, pass_)()
-            if delay:
+            if slowdown:
                 meters.synchronize(self.device)
-                until = time.perf_counter() + delay
+                now = time.perf_counter()
+                until = now + slowdown * (now - start)
                 while time.perf_counter() < until:
                     pass
             return result

@@ -184,7 +184,7 @@ def show_calibration(argv: list[str]) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--margin", type=margin, default=0.02)
     parser.add_argument(
-        "--pairs", type=int, nargs="+", default=[8, 32], help="that a comparison may take"
+        "--pairs", type=int, nargs="+", default=[8, 40], help="that a comparison may take"
     )
     arguments = parser.parse_args(argv)
     try:

@@ -12,6 +12,7 @@ from reports.verdicts import (
     PAIRS,
     Incomparable,
     effect,
+    log_ratios,
     markdown,
     verdicts,
 )
@@ -66,6 +67,16 @@ def test_the_base_is_known_by_two_processes() -> None:
     apart.loc[apart["role"] == "base", "value"] *= 1.02
     apart.loc[apart["role"] == "control", "value"] /= 1.02
     assert verdicts(apart)["ratio"].item() == pytest.approx(verdicts(before)["ratio"].item())
+
+
+def test_the_planted_process_is_a_second_base_of_the_control_alone() -> None:
+    """That a wait makes it a little faster must not make the head look slower."""
+    before, faster = rows(1.01, 0.003), rows(1.01, 0.003)
+    faster.loc[faster["role"] == "planted", "value"] *= 0.99
+    pair = log_ratios(faster) - log_ratios(before)
+    assert pair["head"].abs().max() == 0
+    assert pair["control"].to_numpy() == pytest.approx(-np.log(0.99) / 2)
+    assert log_ratios(before)["control"].abs().max() < 0.02
 
 
 def test_few_pairs_decide_nothing() -> None:
