@@ -25,12 +25,12 @@ import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
 
-import benchmarks.workloads  # noqa: F401
-from benchmarks import meters
+from benchmarks import meters, workloads
 from benchmarks.environment import comparable
 
 COMPILE = b"compile"
 PADDING = 64, 2**20  # bytes, and how many of these at the most
+HEAP = 8, 1 / 8  # times the tensors' bytes, but no more than this share of what is free
 
 Given = dict[str, dict[str, Tensor]]  # a level's tensors
 
@@ -81,6 +81,17 @@ class Worker:
             "peak_memory": meters.peak_memory(step.forward_backward, self.device),
             "saved_memory": meters.saved_memory(step.forward, self.device),
         }
+
+    def fill(self, level: str) -> None:
+        """Write to as much memory as a loss may come to need, and free it, for it to be used again.
+
+        The first to touch a page waits for the system and, on a virtual machine, for its host: with
+        large ones a call can take half as long again.
+        """
+        times, share = HEAP
+        needed = times * sum(tensor.nbytes for tensor in self.given[level].values())
+        size = min(needed, int(share * workloads.free_bytes(self.device)))
+        torch.empty(size, dtype=torch.uint8, device=self.device).fill_(0)
 
     def block(
         self, impl: str, dtype: str, pass_: str, calls: int, slowdown: float, seed: int
