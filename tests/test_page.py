@@ -70,8 +70,8 @@ def pairs() -> pd.DataFrame:
     rows = [
         of | {"role": role, "pair": pair, "round": n, "value": 10 * ratio * rng.normal(1, 1e-3)}
         for pair in range(10)
-        for role, ratio in roles.items()
         for n in range(4)
+        for role, ratio in roles.items()
     ]
     return pd.DataFrame(rows)
 
@@ -297,7 +297,7 @@ def test_odd_numbers_break_nothing() -> None:
     assert "a &lt; b" in html
 
 
-def test_a_hundred_thousand_rows_take_under_ten_seconds_and_five_megabytes(tmp_path) -> None:
+def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp_path) -> None:
     rng = np.random.default_rng(0)
     commits, dates = 100, pd.date_range("2020-01-01", periods=100, tz="UTC").astype(str)
     parts = []
@@ -309,11 +309,13 @@ def test_a_hundred_thousand_rows_take_under_ten_seconds_and_five_megabytes(tmp_p
             pd.DataFrame(of | {"value": values, "commit": [f"c{n}" for n in range(commits)]})
         )
         parts[-1] = parts[-1].assign(metric="forward_backward", commit_date=dates)
-    file = tmp_path / "rows.csv"
-    pd.concat(parts).to_csv(file, index=False)
-    start = time.process_time()  # of this process: others may keep it waiting
-    assert main([str(file), "--out", str(tmp_path)]) == 0
-    assert time.process_time() - start < 10
+    file, took = tmp_path / "rows.csv", []
+    for series in (100, 1000):
+        pd.concat(parts[:series]).to_csv(file, index=False)
+        start = time.process_time()  # of this process: others may keep it waiting
+        assert main([str(file), "--out", str(tmp_path)]) == 0
+        took.append(time.process_time() - start)
+    assert took[1] < 15 * took[0]  # ten times the rows; were it quadratic, a hundred times
     html = (tmp_path / "index.html").read_text()
     assert len(html) < 5e6
     text = words(html)
