@@ -6,7 +6,7 @@ controls of the base, one of them with a planted slowdown. They are forked from 
 imported torch and holds the tensors, so that all read these at the same place. They take turns in
 blocks of calls, in orders in which each comes after each of the others as often, and none after
 itself, which alone makes a block faster by a percent. A block counts as its fastest call, since
-what disturbs a call only adds to it; what is compared is the same round of two.
+what disturbs a call only adds to it.
 """
 
 import csv

@@ -19,7 +19,12 @@ COLUMNS = [
 # decided at each look. What that comes to, tests/test_verdicts.py simulates.
 ALPHA = 0.005
 PAIRS = 8  # at least: of fewer, no test of ranks is as sure as that
-ROLES = ("head", "control", "planted")
+BASES = {  # what each role is held against
+    "head": ("base", "control"),
+    "control": ("base", "planted"),
+    "planted": ("base", "control"),
+}
+NEAR = 2
 FALSE_DISCOVERIES = 0.01  # of all cells called regressed or improved, by Benjamini-Hochberg
 
 
@@ -84,26 +89,37 @@ def planted(margin: float) -> float:
 
 
 def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of one cell's rows, a row for each pair of processes: log(time / the base's) of each role.
+    """Of one cell's rows, as they were measured: a row for each pair, log(time / the base's).
 
-    It is the median over the rounds, each of which compares what was measured in turn. The base's
-    time is the geometric mean of the base's and the control's, which is the base too: two processes
-    know it better than one. The control's own ratio is to the base's process and to the planted
-    one's, less its slowdown. That one is no part of the others' base: after a wait, the next call
-    is faster by some tenths of a percent.
+    Each block is held against those of the base that came at most ``NEAR`` before or after it; the
+    ratio is the midmean of these logs, the mean of their middle half. They are of two blocks, never
+    of one and the mean of others: what disturbs a block only adds to it, a mean has less of that
+    skew, and the same code would differ by a quarter of a percent.
+
+    The head's base is two processes, as these know it better than one: the base's, and the
+    control's. The control's is the base's and the planted one's, less its slowdown. That one is no
+    part of the head's, as its waits may change its other calls.
     """
-    logs = np.log(rows.set_index(["pair", "round", "role"])["value"]).unstack("role")
-    logs = logs.reindex(columns=["base", *ROLES])
-    unplanted = logs["planted"] - np.log1p(planted(rows["margin"].iloc[0]))
-    base = logs[["base", "control"]].mean(axis="columns")
-    ratios = logs.sub(base, axis="index")
-    ratios["control"] = logs["control"] - (logs["base"] + unplanted) / 2
-    return ratios[list(ROLES)].groupby("pair").median()
+    blocks = rows[["pair", "role"]].assign(log=np.log(rows["value"]))
+    near = []
+    for apart in range(1, NEAR + 1):
+        before = blocks.groupby("pair").shift(apart)
+        two = blocks.assign(of_base=before["role"], ratio=blocks["log"] - before["log"])
+        swapped = two.rename(columns={"role": "of_base", "of_base": "role"})
+        near += [two, swapped.assign(ratio=-two["ratio"])]
+    held = pd.concat(near, ignore_index=True)
+    unplanted = np.log1p(planted(rows["margin"].iloc[0]))
+    held.loc[held["of_base"] == "planted", "ratio"] += unplanted
+    ratios = {}
+    for role, bases in BASES.items():
+        of_role = held[(held["role"] == role) & held["of_base"].isin(bases)]
+        ratios[role] = of_role.groupby("pair")["ratio"].agg(stats.trim_mean, 0.25)
+    return pd.DataFrame(ratios)
 
 
 def effects(logs: pd.DataFrame, margin: float) -> dict[str, Effect]:
     """The effect of the head, the control and the planted slowdown, of their ``log_ratios``."""
-    return {role: effect(logs[role].dropna().to_numpy(), margin) for role in ROLES}
+    return {role: effect(logs[role].dropna().to_numpy(), margin) for role in BASES}
 
 
 def proven(found: dict[str, Effect]) -> bool:
