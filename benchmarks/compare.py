@@ -23,8 +23,8 @@ from impls.loss import FUNCTIONS
 USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, ProcessFailed)
 ROLES = ("base", "head")
 # Few tokens: what disturbs a machine lasts a while, and the shorter a call, the more often the
-# revisions take turns in that time. Of 64 tokens the logits still outgrow the cores' own caches.
-WORKLOAD = "gpt2_text@64"
+# revisions take turns in that time. Of 32 tokens the logits still outgrow the cores' own caches.
+WORKLOAD = "gpt2_text@32"
 
 
 def main(argv: list[str]) -> int:
