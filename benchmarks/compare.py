@@ -22,9 +22,6 @@ from impls.loss import FUNCTIONS
 
 USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, ProcessFailed)
 ROLES = ("base", "head")
-# Few tokens: what disturbs a machine lasts a while, and the shorter a call, the more often the
-# revisions take turns in that time. Of 32 tokens the logits still outgrow the cores' own caches.
-WORKLOAD = "gpt2_text@32"
 
 
 def main(argv: list[str]) -> int:
@@ -157,7 +154,9 @@ def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
         help=f"a name that `python -m impls` lists (repeatable; {impls_if_none}, if none)",
     )
     options.add(parser, "--pass", help="what to time (repeatable; forward_backward, if none)")
-    options.add(parser, "--workload", default=WORKLOAD)
+    # Few tokens: what disturbs a machine lasts a while, and the shorter a call, the more often the
+    # revisions take turns in that time. Of 32 the logits still outgrow the cores' own caches.
+    options.add(parser, "--workload", default="gpt2_text@32")
     options.add(parser, "--dtype")
     options.add(parser, "--device")
     parser.add_argument("--margin", type=margin, default=0.02, help="what counts as equivalent")

@@ -120,13 +120,14 @@ class Comparison:
         of_base = []
         for round_ in range(max(2, min(MOST_ROUNDS, round(SECONDS / seconds)))):
             seed = number * MOST_ROUNDS + round_
-            for role in (order[turn] for turn in TURNS[round_ % len(TURNS)]):
+            turns = [order[turn] for turn in TURNS[round_ % len(TURNS)]]
+            for position, role in enumerate(turns, len(order) * round_):
                 one = {"calls": calls, "slowdown": slowdown * (role == "planted"), "seed": seed}
                 block = min(self.processes.ask(role, **ask, **one))
                 if role == "base":
                     of_base.append(block)
                 of_cell = {"impl": cell.impl, "metric": cell.pass_, "unit": "ms", "role": role}
-                yield of_cell | {"pair": number, "round": round_, "value": 1e3 * block}
+                yield of_cell | {"pair": number, "block": position, "value": 1e3 * block}
         self.calls[cell] = statistics.median(of_base)
 
     def close(self) -> None:

@@ -88,7 +88,7 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 # What tells the other CSVs that the commands write from those of numbers.
-KINDS = {"pairs": {"role", "pair", "round"}, "plan": {"impl", "not_simulated"}}
+KINDS = {"pairs": {"role", "pair", "block"}, "plan": {"impl", "not_simulated"}}
 
 
 def kind(file: Path) -> str:

@@ -13,7 +13,7 @@ ENVIRONMENT = ["machine", "hardware", "isa", "threads", "allocator", "torch", "d
 COLUMNS = [
     *ENVIRONMENT,
     *("base", "head", "margin", "workload", "dtype"),
-    *("impl", "metric", "unit", "role", "pair", "round", "value"),
+    *("impl", "metric", "unit", "role", "pair", "block", "value"),
 ]
 # Of either end of an interval, at one look at one cell: it is looked at after each pair and may be
 # decided at each look. What that comes to, tests/test_verdicts.py simulates.
@@ -89,7 +89,7 @@ def planted(margin: float) -> float:
 
 
 def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of one cell's rows, as they were measured: a row for each pair, log(time / the base's).
+    """Of one cell's rows, a row for each pair of processes: log(time / the base's) of each role.
 
     Each block is held against those of the base that came at most ``NEAR`` before or after it; the
     ratio is the midmean of these logs, the mean of their middle half. They are of two blocks, never
@@ -100,7 +100,8 @@ def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
     control's. The control's is the base's and the planted one's, less its slowdown. That one is no
     part of the head's, as its waits may change its other calls.
     """
-    blocks = rows[["pair", "role"]].assign(log=np.log(rows["value"]))
+    measured = rows.sort_values(["pair", "block"])
+    blocks = measured[["pair", "role"]].assign(log=np.log(measured["value"]))
     near = []
     for apart in range(1, NEAR + 1):
         before = blocks.groupby("pair").shift(apart)

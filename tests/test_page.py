@@ -68,10 +68,9 @@ def pairs() -> pd.DataFrame:
     of |= {"impl": "logits.eager", "metric": "forward_backward", "unit": "ms"}
     roles = {"base": 1.0, "head": 1.1, "control": 1.0, "planted": 1.03}
     rows = [
-        of | {"role": role, "pair": pair, "round": n, "value": 10 * ratio * rng.normal(1, 1e-3)}
+        of | {"role": role, "pair": pair, "block": n, "value": 10 * ratio * rng.normal(1, 1e-3)}
         for pair in range(10)
-        for n in range(4)
-        for role, ratio in roles.items()
+        for n, (role, ratio) in enumerate(4 * list(roles.items()))
     ]
     return pd.DataFrame(rows)
 
