@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 from benchmarks.environment import BOUND_THREADS, LARGE_PAGES, PINNED_ALLOCATOR
 from benchmarks.revisions import ROOT
-from benchmarks.worker import COMPILE
 
+COMPILE = b"compile"
 ENVIRONMENT = {
     **PINNED_ALLOCATOR,
     **LARGE_PAGES,

@@ -18,17 +18,20 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-# Once here, and not in each process: what benchmarks need, and what the first backward imports.
+# Once here, and not in each process: what benchmarks need, what the first backward imports, and
+# what the profiler does.
 import asv_runner.benchmarks.mark  # noqa: F401
 import torch
+import torch._inductor
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
 
 from benchmarks import meters, workloads
 from benchmarks.environment import comparable
+from benchmarks.processes import COMPILE
 
-COMPILE = b"compile"
 PADDING = 64, 2**20  # bytes, and how many of these at the most
 HEAP = 8, 1 / 8  # times the tensors' bytes, but no more than this share of what is free
 
@@ -63,10 +66,11 @@ class Worker:
         return comparable(self.device)
 
     def compiles(self, impl: str, dtype: str) -> bool:
-        """Whether the loss brings ``torch.compile`` with it."""
-        with suppress(*self.cannot):  # exact says so
-            self.step(impl, dtype)
-        return "torch._dynamo" in sys.modules
+        """Whether the loss calls ``torch.compile`` when it is imported."""
+        with mock.patch("torch.compile", wraps=torch.compile) as called:
+            with suppress(*self.cannot):  # exact says so
+                self.step(impl, dtype)
+            return called.called
 
     def exact(self, impl: str, dtype: str) -> dict[str, Any]:
         """What has no noise: bytes, and how far the gradients are off, and may be."""
