@@ -18,6 +18,7 @@ COLUMNS = [
 # Of either end of an interval, at one look at one cell: it is looked at after each pair and may be
 # decided at each look. What that comes to, tests/test_verdicts.py simulates.
 ALPHA = 0.005
+CONTROL_ALPHA = 0.025  # of a control's, which alone says of nothing that it changed
 PAIRS = 8  # at least: of fewer, no test of ranks is as sure as that
 BASES = {  # what each role is held against
     "head": ("base", "control"),
@@ -43,11 +44,11 @@ class Effect:
     verdict: str
 
 
-def effect(pairs: np.ndarray, margin: float) -> Effect:
+def effect(pairs: np.ndarray, margin: float, alpha: float = ALPHA) -> Effect:
     """The verdict on log-ratios, one for each pair of processes, which are independent.
 
     The estimate is their pseudomedian (Hodges and Lehmann: the median of all means of two), the
-    interval that of Wilcoxon's signed-rank test, two-sided at 2 ``ALPHA``: a pair that something
+    interval that of Wilcoxon's signed-rank test, two-sided at 2 ``alpha``: a pair that something
     else disturbed counts no more than any other. Equivalent: the interval lies within ±margin.
     Regressed: it lies above half the margin, so that a change of the margin itself can be seen;
     improved, likewise. Else, and with fewer than ``PAIRS``, inconclusive.
@@ -57,7 +58,8 @@ def effect(pairs: np.ndarray, margin: float) -> Effect:
     estimate = float(np.median(means)) if len(means) else np.nan
     if len(pairs) < PAIRS:
         return Effect(estimate, -np.inf, np.inf, 1.0, "inconclusive")
-    low, high = means[_outside(len(pairs))], means[-1 - _outside(len(pairs))]
+    outside = _outside(len(pairs), alpha)
+    low, high = means[outside], means[-1 - outside]
     side = "greater" if estimate > 0 else "less"
     p = stats.wilcoxon(pairs - np.copysign(limit / 2, estimate), alternative=side).pvalue
     if -limit < low and high < limit:
@@ -72,15 +74,15 @@ def effect(pairs: np.ndarray, margin: float) -> Effect:
 
 
 @functools.cache
-def _outside(n: int) -> int:
+def _outside(n: int, alpha: float) -> int:
     """How many of the means of two of ``n`` pairs are left outside either end of the interval.
 
-    As many as is the largest rank sum t for which P(sum ≤ t) ≤ ``ALPHA``.
+    As many as is the largest rank sum t for which P(sum ≤ t) ≤ ``alpha``.
     """
     ways = np.ones(1)
     for rank in range(1, n + 1):  # signs are as likely + as -: each rank is in the sum, or not
         ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
-    return int(np.searchsorted(np.cumsum(ways) / 2.0**n, ALPHA, side="right")) - 1
+    return int(np.searchsorted(np.cumsum(ways) / 2.0**n, alpha, side="right")) - 1
 
 
 def planted(margin: float) -> float:
@@ -120,7 +122,11 @@ def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
 def effects(logs: pd.DataFrame, margin: float) -> dict[str, Effect]:
     """The effect of the head, the control and the planted slowdown, of their ``log_ratios``."""
-    return {role: effect(logs[role].dropna().to_numpy(), margin) for role in BASES}
+    alphas = {"head": ALPHA, "control": CONTROL_ALPHA, "planted": CONTROL_ALPHA}
+    return {
+        role: effect(logs[role].dropna().to_numpy(), margin, alpha)
+        for role, alpha in alphas.items()
+    }
 
 
 def proven(found: dict[str, Effect]) -> bool:

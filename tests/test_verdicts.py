@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from reports.calibration import calibration, record, statement
 from reports.verdicts import (
@@ -12,12 +13,14 @@ from reports.verdicts import (
     PAIRS,
     Incomparable,
     effect,
+    effects,
     log_ratios,
     markdown,
     verdicts,
 )
 
 MARGIN = 0.02
+ROLES = ("head", "control", "planted")
 
 
 def rows(
@@ -96,7 +99,7 @@ def test_the_planted_process_is_a_second_base_of_the_control_alone() -> None:
 
 
 def test_noise_that_only_adds_moves_no_ratio() -> None:
-    """The median of one against the mean of two would be -0.5 % here."""
+    """The median of one against the mean of two would be -0.7 % here."""
     disturbed = log_ratios(rows(1.0, 0.0, pairs=400, disturbed=0.06)).mean()
     assert disturbed["head"] == pytest.approx(0, abs=0.002)
     assert disturbed["control"] == pytest.approx(0, abs=0.002)
@@ -116,6 +119,17 @@ def test_in_which_order_the_rows_are_read_makes_no_difference() -> None:
     before = rows(1.01, 0.003)
     shuffled = before.sample(frac=1, random_state=0)
     pd.testing.assert_frame_equal(log_ratios(shuffled), log_ratios(before))
+
+
+@pytest.mark.parametrize(("role", "alpha"), [("head", 0.005), ("control", 0.025)])
+def test_the_head_must_hold_at_99_percent_and_its_controls_at_95(role: str, alpha: float) -> None:
+    """Their intervals end where scipy's test of the same ranks begins to be as sure."""
+    pairs = np.random.default_rng(0).normal(0, 0.01, 20)
+    low = effects(pd.DataFrame(dict.fromkeys(ROLES, pairs)), MARGIN)[role].low
+    below, above = (
+        stats.wilcoxon(pairs - low + apart, alternative="greater").pvalue for apart in (1e-6, -1e-6)
+    )
+    assert below <= alpha < above
 
 
 def test_few_pairs_decide_nothing() -> None:
