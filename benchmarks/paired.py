@@ -3,10 +3,10 @@
 Each revision is imported by a process of its own, which is idle while another measures. A pair is a
 fresh set of processes, as each has a bias of its own: one of the base, one of the head, and two
 controls of the base, one of them with a planted slowdown. They are forked from one that has
-imported torch and holds the tensors, so that all read these at the same place. They take turns in
-blocks of calls, in orders in which each comes after each of the others as often, and none after
-itself, which alone makes a block faster by a percent. A block counts as its fastest call, since
-what disturbs a call only adds to it.
+imported torch and holds the tensors, so that all read these at the same place. They take turns call
+by call, in orders in which each comes after each of the others as often, and none after itself,
+which alone makes a call faster by a percent. Of short calls, a turn is a block of several, which
+counts as its fastest, since what disturbs a call only adds to it.
 """
 
 import csv
@@ -31,8 +31,7 @@ from benchmarks.revisions import export
 
 ROLES = ("base", "head", "control", "planted")
 TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # of a round each (Williams)
-BLOCK = 3, 0.01  # calls and seconds, at least
-LONG, BLOCK_OF_LONG = 0.1, 2  # seconds of a call, and how many of those are enough
+BLOCK = 0.004  # seconds, if a call takes less
 SECONDS = 1.0  # about, of a pair for each cell
 MOST_ROUNDS = 60
 EXACT = ("peak_memory", "saved_memory")
@@ -112,13 +111,15 @@ class Comparison:
         ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
         self.processes.ask_all("fill", level=cell.impl.partition(".")[0])
         # The first does not count, and may compile. What a call takes, a second one says, once.
-        begin: Row = {"calls": 1 if cell in self.calls else 2, "slowdown": 0.0, "seed": 0}
-        firsts = [min(self.processes.ask(role, **ask, **begin)) for role in order]
-        call = self.calls.get(cell) or min(firsts)
-        calls = max(BLOCK[0], round(BLOCK[1] / call)) if call < LONG else BLOCK_OF_LONG
-        seconds = len(order) * calls * call  # of a round
+        first: Row = {"calls": 1, "slowdown": 0.0, "seed": 0}
+        self.processes.ask_all(**ask, **first)
+        call = self.calls.get(cell) or min(
+            min(self.processes.ask(role, **ask, **first)) for role in order
+        )
+        calls = max(1, round(BLOCK / call))
+        rounds = round(SECONDS / (len(order) * calls * call))
         of_base = []
-        for round_ in range(max(2, min(MOST_ROUNDS, round(SECONDS / seconds)))):
+        for round_ in range(max(len(TURNS), min(MOST_ROUNDS, rounds))):
             seed = number * MOST_ROUNDS + round_
             turns = [order[turn] for turn in TURNS[round_ % len(TURNS)]]
             for position, role in enumerate(turns, len(order) * round_):
