@@ -314,7 +314,7 @@ def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp
         start = time.process_time()  # of this process: others may keep it waiting
         assert main([str(file), "--out", str(tmp_path)]) == 0
         took.append(time.process_time() - start)
-    assert took[1] < 15 * took[0]  # ten times the rows; were it quadratic, a hundred times
+    assert took[1] < 6 * took[0]  # most is the same for any number of rows: it was 2 to 3 times
     html = (tmp_path / "index.html").read_text()
     assert len(html) < 5e6
     text = words(html)
