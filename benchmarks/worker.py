@@ -67,10 +67,10 @@ class Worker:
 
     def compiles(self, impl: str, dtype: str) -> bool:
         """Whether the loss calls ``torch.compile`` when it is imported."""
-        with mock.patch("torch.compile", wraps=torch.compile) as called:
+        with mock.patch("torch.compile", wraps=torch.compile) as compile_:
             with suppress(*self.cannot):  # exact says so
                 self.step(impl, dtype)
-            return called.called
+            return compile_.called
 
     def exact(self, impl: str, dtype: str) -> dict[str, Any]:
         """What has no noise: bytes, and how far the gradients are off, and may be."""
