@@ -18,7 +18,7 @@ COLUMNS = [
 # Of either end of an interval, at one look at one cell: it is looked at after each pair and may be
 # decided at each look. What that comes to, tests/test_verdicts.py simulates.
 ALPHA = 0.005
-CONTROL_ALPHA = 0.025  # of a control's, which alone says of nothing that it changed
+CONTROL_ALPHA = 0.025  # of a control's: it can take a verdict back, but gives none
 PAIRS = 8  # at least: of fewer, no test of ranks is as sure as that
 BASES = {  # what each role is held against
     "head": ("base", "control"),
@@ -122,10 +122,11 @@ def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
 def effects(logs: pd.DataFrame, margin: float) -> dict[str, Effect]:
     """The effect of the head, the control and the planted slowdown, of their ``log_ratios``."""
-    alphas = {"head": ALPHA, "control": CONTROL_ALPHA, "planted": CONTROL_ALPHA}
     return {
-        role: effect(logs[role].dropna().to_numpy(), margin, alpha)
-        for role, alpha in alphas.items()
+        role: effect(
+            logs[role].dropna().to_numpy(), margin, ALPHA if role == "head" else CONTROL_ALPHA
+        )
+        for role in BASES
     }
 
 
