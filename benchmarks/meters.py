@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C._profiler import _EventType
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -169,10 +169,11 @@ def _cpu_allocations(run: Callable[[], Any]) -> list[int]:
     themselves (oneDNN's and MKL's packing buffers) does not pass through torch's allocator and is
     not seen.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # Not that of torch.profiler: it imports torch._inductor, which takes seconds, for nothing here.
+    with profile(profile_memory=True, use_kineto=True) as profiler:
         result = run()
     del result
-    events, queue = [], list(profiler.profiler.kineto_results.experimental_event_tree())
+    events, queue = [], list(profiler.kineto_results.experimental_event_tree())
     while queue:
         event = queue.pop()
         queue.extend(event.children)
