@@ -3,7 +3,7 @@
 import torch
 
 import impls
-from benchmarks import oracle
+from benchmarks import oracle, workloads
 from benchmarks.workloads import workload
 
 FUSED = impls.load("linear.fused").fn
@@ -91,7 +91,9 @@ def test_sums_in_float32_do_not_lose_with_the_number_of_chunks() -> None:
     assert float32 < 1.5 * native < own
 
 
-def test_the_trained_workload_is_peaked() -> None:
+def test_the_trained_workload_is_peaked(monkeypatch) -> None:
+    """After a quarter of its training already."""
+    monkeypatch.setattr(workloads, "TRAINING_STEPS", workloads.TRAINING_STEPS // 4)
     tensors = workload("gpt2_trained@64").tensors("linear", "float32")
     p = (tensors["input"] @ tensors["linear_weight"].T).softmax(1)
     assert (p > 2**-12).float().mean() < 0.05
