@@ -1,6 +1,8 @@
 """Memory is counted to the byte, the same on every run."""
 
 import functools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -31,6 +33,18 @@ def test_counts_allocations_exactly() -> None:
 
     assert meters.peak_memory(run, "cpu") == 6000
     assert meters.saved_memory(run, "cpu") == 300
+
+
+def test_counting_imports_no_compiler() -> None:
+    """That takes seconds, of each process that counts."""
+    code = """if True:
+        import sys, torch
+        from benchmarks import meters
+        print(meters.peak_memory(lambda: torch.empty(100, dtype=torch.uint8), "cpu"))
+        print("torch._inductor" in sys.modules)
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == ["100", "False"]
 
 
 def test_what_was_held_before_does_not_count() -> None:
