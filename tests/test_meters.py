@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,7 +44,9 @@ def test_counting_imports_no_compiler() -> None:
         print(meters.peak_memory(lambda: torch.empty(100, dtype=torch.uint8), "cpu"))
         print("torch._inductor" in sys.modules)
     """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    counts = [sys.executable, "-c", code]
+    root = Path(__file__).parents[1]
+    run = subprocess.run(counts, cwd=root, capture_output=True, text=True, check=True)
     assert run.stdout.splitlines() == ["100", "False"]
 
 
