@@ -109,12 +109,10 @@ class Comparison:
     ) -> Iterator[Row]:
         """The rows of a cell: a block of each role, again and again."""
         ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
-        self.processes.ask_all("fill", level=cell.impl.partition(".")[0])
-        # The first does not count, and may compile. What a call takes, a second one says, once.
-        first: Row = {"calls": 1, "slowdown": 0.0, "seed": 0}
-        self.processes.ask_all(**ask, **first)
+        self.processes.ask_all(**ask | {"do": "warm_up"})
+        one: Row = {"calls": 1, "slowdown": 0.0, "seed": 0}
         call = self.calls.get(cell) or min(
-            min(self.processes.ask(role, **ask, **first)) for role in order
+            min(self.processes.ask(role, **ask, **one)) for role in order
         )
         calls = max(1, round(BLOCK / call))
         rounds = round(SECONDS / (len(order) * calls * call))

@@ -7,6 +7,7 @@ that FOLDER holds when the first message comes. A message that is but ``COMPILE`
 something once, which all that come after it do faster. ``benchmarks.processes`` asks.
 """
 
+import functools
 import json
 import os
 import random
@@ -15,7 +16,8 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,7 +39,7 @@ Given = dict[str, dict[str, Tensor]]  # a level's tensors
 
 
 class Worker:
-    def __init__(self, given: Given, device: str):
+    def __init__(self, given: Given, device: str, cores: set[int]):
         # Not above: these import impls, which is there since the fork.
         from benchmarks.common import Unmeasurable, load
         from benchmarks.step import Step
@@ -45,7 +47,7 @@ class Worker:
 
         self.load, self.new_step = load, Step
         self.cannot = Unmeasurable, UnknownImplementation
-        self.device = device
+        self.device, self.cores = device, cores
         self.given = {
             level: {name: tensor.to(device) for name, tensor in tensors.items()}
             for level, tensors in given.items()
@@ -87,6 +89,28 @@ class Worker:
             "saved_memory": meters.saved_memory(step.forward, self.device),
         }
 
+    def warm_up(self, impl: str, dtype: str, pass_: str) -> None:
+        """A call that does not count, and may compile: many processes do so at the same time.
+
+        That is why it runs on any core. The others are bound to one, which is the same for all.
+        """
+        with self.unbound():
+            self.fill(impl.partition(".")[0])
+            self.call(self.step(impl, dtype), pass_, slowdown=0.0)
+
+    @contextmanager
+    def unbound(self) -> Iterator[None]:
+        """This thread on any core, for a while, and not on that to which OpenMP binds it."""
+        if not self.cores:
+            yield
+            return
+        bound = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, bound)
+
     def fill(self, level: str) -> None:
         """Write to as much memory as a loss may come to need, and free it, for it to be used again.
 
@@ -95,7 +119,9 @@ class Worker:
         """
         times, share = HEAP
         needed = times * sum(tensor.nbytes for tensor in self.given[level].values())
-        size = min(needed, int(share * workloads.free_bytes(self.device)))
+        padding, most = PADDING  # what a loss allocates is moved by that
+        free = share * workloads.free_bytes(self.device)
+        size = min(needed + padding * most, int(free))
         torch.empty(size, dtype=torch.uint8, device=self.device).fill_(0)
 
     def block(
@@ -136,15 +162,14 @@ def uncompiled(model: Any = None, **_: Any) -> Any:
     return (lambda model: model) if model is None else model
 
 
-def serve(source: str, channel: socket.socket, given: Given, device: str) -> None:
+def serve(channel: socket.socket, new_worker: Callable[[], Worker]) -> None:
     """Answer requests until the channel is closed."""
-    sys.path.insert(0, source)
     worker = None
     with channel.makefile("rw") as lines:
         for line in lines:
             request = json.loads(line)
             try:
-                worker = worker or Worker(given, device)
+                worker = worker or new_worker()
                 answer = {"answer": getattr(worker, request.pop("do"))(**request)}
             except Exception as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
@@ -167,6 +192,9 @@ def compile_once() -> None:
 def main(folder: str, device: str, fd: str) -> None:
     os.dup2(2, 1)  # what a loss prints is no answer
     given: Given = {}
+    # Those that the process which asks may use: this one is bound to one of them.
+    linux = hasattr(os, "sched_getaffinity")
+    cores = os.sched_getaffinity(os.getppid()) if linux else set()
     with socket.socket(fileno=int(fd)) as control:
         while True:
             message, channels, _, _ = socket.recv_fds(control, 4096, 1)
@@ -186,7 +214,9 @@ def main(folder: str, device: str, fd: str) -> None:
                 if os.fork() == 0:
                     control.close()
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    serve(message.decode(), socket.socket(fileno=channels[0]), given, device)
+                    sys.path.insert(0, message.decode())
+                    channel = socket.socket(fileno=channels[0])
+                    serve(channel, functools.partial(Worker, given, device, cores))
                     os._exit(0)
                 os.close(channels[0])
             control.send(b".")
