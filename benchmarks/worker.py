@@ -182,11 +182,19 @@ def compile_once() -> None:
     Of a few numbers, which no thread of OpenMP's is started for: those do not survive a fork.
     """
 
-    def called(x: Tensor) -> Tensor:  # for a call within, it loads more
-        return x.exp()
+    class Square(torch.autograd.Function):  # for one of these, as losses are, it loads most
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return grad * 2 * x
 
     x = torch.ones(8, requires_grad=True)
-    torch.compile(lambda x: (x - called(x)).sum())(x).backward()
+    torch.compile(lambda x: Square.apply(x).sum())(x).backward()
 
 
 def main(folder: str, device: str, fd: str) -> None:
