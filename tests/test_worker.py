@@ -1,5 +1,6 @@
 """What a process that measures is asked for, without the process."""
 
+import os
 import subprocess
 import sys
 import time
@@ -54,6 +55,48 @@ def test_what_compiles_is_known_as_it_is_imported(tmp_path) -> None:
     asked = [sys.executable, "-c", code]
     out = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == ["[False, False, True, True]", "False False"]
+
+
+def test_what_is_compiled_once_is_all_that_a_loss_needs_to_be_compiled() -> None:
+    """In a process of its own, as the tests' may have compiled before."""
+    code = """if True:
+        import sys
+        import torch
+        from benchmarks import worker
+        given = {"input": torch.randn(4, 8), "target": torch.arange(4)}
+        asked = worker.Worker({"logits": given}, "cpu", set())
+        steps = [asked.step(name, "float32") for name in ("logits.compiled", "logits.fused")]
+        worker.compile_once()
+        before = set(sys.modules)
+        for step in steps:
+            step.forward_backward()
+        new = {name for name in set(sys.modules) - before if name.startswith("torch.")}
+        print([name for name in new if "compile_tasks" not in name])  # those are the kernels
+    """
+    asked = [sys.executable, "-c", code]
+    out = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not bound here")
+def test_a_first_call_runs_on_any_core_and_the_others_on_that_one_again() -> None:
+    seen = []
+
+    class Step:
+        def forward(self) -> None:
+            seen.append(os.sched_getaffinity(0))
+
+    cores = os.sched_getaffinity(0)
+    asked = worker.Worker(GIVEN, "cpu", cores)
+    asked.steps["logits.seen", "float32"] = Step()
+    bound = {min(cores)}
+    os.sched_setaffinity(0, bound)
+    try:
+        asked.warm_up("logits.seen", "float32", "forward")
+        asked.block("logits.seen", "float32", "forward", calls=1, slowdown=0.0, seed=0)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert seen == [cores, bound]
 
 
 @pytest.mark.parametrize(("free", "filled"), [(2**30, 8 * 160 + 64 * 2**20), (800, 100)])
