@@ -7,7 +7,6 @@ that FOLDER holds when the first message comes. A message that is but ``COMPILE`
 something once, which all that come after it do faster. ``benchmarks.processes`` asks.
 """
 
-import functools
 import json
 import os
 import random
@@ -16,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,7 @@ class Worker:
     def warm_up(self, impl: str, dtype: str, pass_: str) -> None:
         """A call that does not count, and may compile: many processes do so at the same time.
 
-        That is why it runs on any core. The others are bound to one, which is the same for all.
+        That is why it runs on any core. Calls that count run on one, the same for all processes.
         """
         with self.unbound():
             self.fill(impl.partition(".")[0])
@@ -162,14 +161,15 @@ def uncompiled(model: Any = None, **_: Any) -> Any:
     return (lambda model: model) if model is None else model
 
 
-def serve(channel: socket.socket, new_worker: Callable[[], Worker]) -> None:
+def serve(source: str, channel: socket.socket, given: Given, device: str, cores: set[int]) -> None:
     """Answer requests until the channel is closed."""
+    sys.path.insert(0, source)
     worker = None
     with channel.makefile("rw") as lines:
         for line in lines:
             request = json.loads(line)
             try:
-                worker = worker or new_worker()
+                worker = worker or Worker(given, device, cores)
                 answer = {"answer": getattr(worker, request.pop("do"))(**request)}
             except Exception as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
@@ -222,9 +222,8 @@ def main(folder: str, device: str, fd: str) -> None:
                 if os.fork() == 0:
                     control.close()
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    sys.path.insert(0, message.decode())
                     channel = socket.socket(fileno=channels[0])
-                    serve(channel, functools.partial(Worker, given, device, cores))
+                    serve(message.decode(), channel, given, device, cores)
                     os._exit(0)
                 os.close(channels[0])
             control.send(b".")
