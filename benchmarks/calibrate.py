@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.common import check_device, check_timeable
-from benchmarks.compare import USER_ERRORS, add_cell, inputs, progress
-from benchmarks.paired import Cell, Row, append, comparison
+from benchmarks.compare import USER_ERRORS, add_cell, inputs, levels_of, progress
+from benchmarks.paired import Cell, Comparison, Row, append
+from benchmarks.processes import Server
 from benchmarks.revisions import WORK_TREE
+
+SAME = {"base": WORK_TREE, "head": WORK_TREE}
 
 
 def main(argv: list[str]) -> int:
@@ -18,8 +21,7 @@ def main(argv: list[str]) -> int:
     from reports.calibration import calibration, markdown, record
     from reports.verdicts import COLUMNS
 
-    of = {"base": WORK_TREE, "head": WORK_TREE}
-    constant = of | {name: getattr(arguments, name) for name in ("margin", "workload", "dtype")}
+    constant = SAME | {name: getattr(arguments, name) for name in ("margin", "workload", "dtype")}
     rows: list[Row] = []
     interrupted = False
     try:
@@ -48,10 +50,14 @@ def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
     from reports.verdicts import planted
 
     cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
-    tensors = inputs(arguments.impl, arguments)
+    tensors = inputs(levels_of(arguments.impl), arguments)
     for number in range(-(-arguments.comparisons // len(cells))):
-        with comparison(WORK_TREE, WORK_TREE, arguments.dtype, arguments.device) as revisions:
+        with Server() as server:
+            revisions = Comparison(server, SAME, arguments.dtype, arguments.device)
+            revisions.begin(arguments.impl)
             revisions.give(tensors)
+            for name in arguments.impl:
+                revisions.prepare(name)
             for pair in range(arguments.pairs):
                 at = number * arguments.pairs + pair
                 yield from revisions.pair(at, cells, planted(arguments.margin))

@@ -13,8 +13,8 @@ from tqdm import tqdm
 import impls
 from benchmarks import options
 from benchmarks.common import Unmeasurable, check_device, check_timeable, tensors
-from benchmarks.paired import Cell, Comparison, Row, append, comparison, pairs
-from benchmarks.processes import ProcessFailed
+from benchmarks.paired import Cell, Comparison, Row, append, pairs
+from benchmarks.processes import ProcessFailed, Server
 from benchmarks.ranks import needs_ranks
 from benchmarks.revisions import WORK_TREE, UnknownRevision
 from benchmarks.workloads import workload
@@ -29,9 +29,9 @@ def main(argv: list[str]) -> int:
     try:
         check_timeable()
         check_device(arguments.device)
-        with comparison(
-            arguments.base, arguments.head, arguments.dtype, arguments.device
-        ) as revisions:
+        names = {"base": arguments.base, "head": arguments.head}
+        with Server() as server:
+            revisions = Comparison(server, names, arguments.dtype, arguments.device)
             return compare(revisions, arguments)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
@@ -42,6 +42,9 @@ def main(argv: list[str]) -> int:
 
 
 def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
+    names = arguments.impl or revisions.changed()
+    levels = levels_of(names)
+    revisions.begin(names)
     import pandas as pd
 
     from reports.calibration import statement
@@ -50,9 +53,8 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     commits = {
         role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in ROLES
     }
-    names = arguments.impl or revisions.changed()
     if names:
-        revisions.give(inputs(names, arguments))
+        revisions.give(inputs(levels, arguments))
     constant = commits | {
         "margin": arguments.margin,
         "workload": arguments.workload,
@@ -101,6 +103,7 @@ def measure(
     cells = []
     for name in names:
         try:
+            revisions.prepare(name)
             rows = revisions.exact(name)
         except Unmeasurable as reason:
             if arguments.impl:
@@ -180,9 +183,9 @@ def decided(rows: list[Row], constant: Row) -> set[Cell]:
     return {Cell(one.impl, one.metric) for one in done.itertuples()}
 
 
-def inputs(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each level that ``names`` are of. The names alone say which these are: the
-    files may be broken, and are for other processes to import."""
+def levels_of(names: list[str]) -> list[str]:
+    """The levels that ``names`` are of. The names alone say which: the files may be broken, and are
+    for other processes to import."""
     levels = sorted({name.partition(".")[0] for name in names})
     for level in levels:
         if level not in FUNCTIONS:
@@ -191,6 +194,11 @@ def inputs(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[st
             )
     if of_ranks := [name for name in names if needs_ranks(name)]:
         raise Unmeasurable(f"{of_ranks[0]} runs on ranks: compare measures in one process")
+    return levels
+
+
+def inputs(levels: list[str], arguments: argparse.Namespace) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each level."""
     chosen = workload(arguments.workload)
     return {level: tensors(chosen, level, arguments.dtype, arguments.device) for level in levels}
 

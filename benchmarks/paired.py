@@ -12,10 +12,9 @@ counts as its fastest, since what disturbs a call only adds to it.
 import csv
 import filecmp
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from torch import Tensor
 
 import impls
 from benchmarks.common import Unmeasurable
-from benchmarks.processes import Processes
+from benchmarks.processes import Process, Server, ask_all
 from benchmarks.ranks import needs_ranks
 from benchmarks.revisions import export
 
-ROLES = ("base", "head", "control", "planted")
+ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # of which revision
 TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # of a round each (Williams)
 BLOCK = 0.004  # seconds, if a call takes less
 SECONDS = 1.0  # about, of a pair for each cell
@@ -48,17 +47,23 @@ class Cell:
 
 
 class Comparison:
-    """``base`` and ``head``, exported to a folder, and the processes that measure them in turn."""
+    """``base`` and ``head``, exported to the server's folder, and the processes that measure them.
 
-    def __init__(self, folder: Path, names: dict[str, str], dtype: str, device: str):
-        self.folder, self.names, self.dtype, self.device = folder, names, dtype, device
-        self.commits = {role: export(revision, folder / role) for role, revision in names.items()}
+    They are forked from one of each revision, and these from the server.
+    """
+
+    def __init__(self, server: Server, names: dict[str, str], dtype: str, device: str):
+        self.server, self.names, self.dtype, self.device = server, names, dtype, device
+        self.commits = {
+            role: export(revision, server.folder / role) for role, revision in names.items()
+        }
+        self.compiling = False
+        self.revisions: dict[str, Process] = {}
         self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
-        self.processes = Processes(folder, device)
 
     def changed(self) -> list[str]:
         """The implementations of both that differ; all, if what they share does."""
-        base, head = (self.folder / role / "impls" for role in ("base", "head"))
+        base, head = (self.server.folder / role / "impls" for role in ("base", "head"))
         both = [name for name in impls.names(head) if name in impls.names(base)]
         both = [name for name in both if not needs_ranks(name)]
         shared = {file.name for folder in (base, head) for file in folder.glob("*.py")}
@@ -68,23 +73,43 @@ class Comparison:
         changed = differing(base, head, set(files.values()))
         return [name for name in both if files[name] in changed]
 
+    def begin(self, impls: Iterable[str]) -> None:
+        """Have the server load torch's compiler, if a loss needs it: seconds, in which this process
+        can prepare what to ``give``."""
+        with ExitStack() as stack:
+            both = [stack.enter_context(self._fork(revision)) for revision in self.names]
+            self.compiling = any(
+                any(ask_all(both, "compiles", impl=impl, dtype=self.dtype)) for impl in impls
+            )
+        if self.compiling:
+            self.server.send("compile_once")
+
     def give(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> None:
         """The tensors of each level, before anything is measured."""
         for level, tensors in inputs.items():
-            torch.save(dict(tensors), self.folder / f"{level}.pt")
+            torch.save(dict(tensors), self.server.folder / f"{level}.pt")
+        if self.compiling:
+            self.server.receive()
+        self.server.ask("give", device=self.device)
+        self.revisions = {role: self._fork(of) for role, of in ROLES.items()}
+
+    def _fork(self, revision: str) -> Process:
+        return self.server.fork(self.names[revision], self.server.folder / revision)
+
+    def prepare(self, impl: str) -> None:
+        """Have the processes of both revisions import and compile it: their forks need not."""
+        ask_all(self.revisions.values(), "prepare", impl=impl, dtype=self.dtype)
 
     def exact(self, impl: str) -> list[Row]:
         """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""
         rows: list[Row] = []
-        both = self._fork("base", "head").ask_all("compiles", impl=impl, dtype=self.dtype)
-        if any(both.values()):
-            self.processes.compile_once()
-        for role in ("base", "head"):  # one after the other: the oracle needs much memory
-            processes = self._fork(role)
-            found = processes.ask(role, "exact", impl=impl, dtype=self.dtype)
+        # One after the other: the oracle needs much memory.
+        for role in self.names:
+            with self.revisions[role].fork() as process:
+                found = process.ask("exact", impl=impl, dtype=self.dtype)
+                of_cell = process.ask("environment") | {"impl": impl, "role": role}
             if "unmeasurable" in found:
                 raise Unmeasurable(f"{self.names[role]}: {found['unmeasurable']}")
-            of_cell = processes.ask(role, "environment") | {"impl": impl, "role": role}
             rows += [
                 of_cell | {"metric": metric, "unit": "bytes", "value": found[metric]}
                 for metric in EXACT
@@ -97,58 +122,42 @@ class Comparison:
     def pair(self, number: int, cells: Iterable[Cell], slowdown: float) -> Iterator[Row]:
         """The rows of a fresh set of processes; ``slowdown`` is the planted one."""
         first = number % len(ROLES)  # to be the first is no merit
-        order = ROLES[first:] + ROLES[:first]
-        processes = self._fork(*order)
-        environments = processes.ask_all("environment")
-        for cell in cells:
-            for row in self._rounds(cell, number, order, slowdown):
-                yield environments[row["role"]] | row
+        with ExitStack() as stack:
+            processes = {
+                role: stack.enter_context(self.revisions[role].fork())
+                for role in [*ROLES][first:] + [*ROLES][:first]
+            }
+            answers = ask_all(processes.values(), "environment")
+            environments = dict(zip(processes, answers, strict=True))
+            for cell in cells:
+                for row in self._rounds(cell, number, processes, slowdown):
+                    yield environments[row["role"]] | row
 
     def _rounds(
-        self, cell: Cell, number: int, order: Sequence[str], slowdown: float
+        self, cell: Cell, number: int, processes: Mapping[str, Process], slowdown: float
     ) -> Iterator[Row]:
         """The rows of a cell: a block of each role, again and again."""
-        ask: Row = {"do": "block", "impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
-        self.processes.ask_all(**ask | {"do": "warm_up"})
+        ask: Row = {"impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
+        ask_all(processes.values(), "warm_up", **ask)
         one: Row = {"calls": 1, "slowdown": 0.0, "seed": 0}
         call = self.calls.get(cell) or min(
-            min(self.processes.ask(role, **ask, **one)) for role in order
+            min(process.ask("block", **ask, **one)) for process in processes.values()
         )
         calls = max(1, round(BLOCK / call))
-        rounds = round(SECONDS / (len(order) * calls * call))
+        rounds = round(SECONDS / (len(ROLES) * calls * call))
         of_base = []
+        order = list(processes)
         for round_ in range(max(len(TURNS), min(MOST_ROUNDS, rounds))):
             seed = number * MOST_ROUNDS + round_
             turns = [order[turn] for turn in TURNS[round_ % len(TURNS)]]
             for position, role in enumerate(turns, len(order) * round_):
                 one = {"calls": calls, "slowdown": slowdown * (role == "planted"), "seed": seed}
-                block = min(self.processes.ask(role, **ask, **one))
+                block = min(processes[role].ask("block", **ask, **one))
                 if role == "base":
                     of_base.append(block)
                 of_cell = {"impl": cell.impl, "metric": cell.pass_, "unit": "ms", "role": role}
                 yield of_cell | {"pair": number, "block": position, "value": 1e3 * block}
         self.calls[cell] = statistics.median(of_base)
-
-    def close(self) -> None:
-        self.processes.close()
-
-    def _fork(self, *roles: str) -> Processes:
-        revisions = {role: "head" if role == "head" else "base" for role in roles}
-        self.processes.fork(
-            {role: (self.names[of], self.folder / of) for role, of in revisions.items()}
-        )
-        return self.processes
-
-
-@contextmanager
-def comparison(base: str, head: str, dtype: str, device: str) -> Iterator[Comparison]:
-    """A ``Comparison`` of two git revisions that leaves neither files nor processes."""
-    with tempfile.TemporaryDirectory(prefix="cross-entropy-", ignore_cleanup_errors=True) as folder:
-        made = Comparison(Path(folder), {"base": base, "head": head}, dtype, device)
-        try:
-            yield made
-        finally:
-            made.close()
 
 
 def differing(base: Path, head: Path, files: set[str]) -> set[str]:

@@ -7,15 +7,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from benchmarks.environment import BOUND_THREADS, LARGE_PAGES, PINNED_ALLOCATOR
 from benchmarks.revisions import ROOT
 
-COMPILE = b"compile"
 ENVIRONMENT = {
     **PINNED_ALLOCATOR,
     **LARGE_PAGES,
@@ -29,70 +28,34 @@ class ProcessFailed(RuntimeError):
     """A process that measured a revision raised or died; the message says what it said last."""
 
 
-class Processes:
-    """One process for each role, all forked from one, in a session that Ctrl-C spares."""
+class Process:
+    """One that does what it is asked, and answers."""
 
-    def __init__(self, folder: Path, device: str):
-        self.log = tempfile.TemporaryFile("w+", dir=folder)  # noqa: SIM115  closed in close
-        self.control, theirs = socket.socketpair()
-        self.names: dict[str, str] = {}
-        self.channels: dict[str, TextIO] = {}
-        command = [sys.executable, "-P", "-m", "benchmarks.worker"]
+    def __init__(self, name: str, channel: socket.socket, log: TextIO):
+        self.name, self.channel, self.log = name, channel, log
+        self.answers = channel.makefile()
+
+    def fork(self, name: str = "", source: Path | None = None) -> "Process":
+        """A process as this one is; with a ``source``, it has the ``impls`` in that folder."""
+        ours, theirs = socket.socketpair()
         with theirs:
-            self.server = subprocess.Popen(
-                [*command, str(folder), device, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self.log,
-                cwd=folder,
-                env=os.environ | ENVIRONMENT,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+            self.send("fork", [theirs.fileno()], source=source and str(source))
+        self.receive()
+        return Process(name or self.name, ours, self.log)
 
-    def fork(self, roles: Mapping[str, tuple[str, Path]]) -> None:
-        """A fresh process for each role, of a revision: its name, and the folder it is in."""
-        self._close_channels()
-        for role, (name, folder) in roles.items():
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                self.names[role] = name
-                self.channels[role] = ours.makefile("rw")
-                with suppress(OSError):  # it died: that no answer comes will say so
-                    socket.send_fds(self.control, [bytes(folder)], [theirs.fileno()])
-                    self.control.recv(1)
+    def ask(self, do: str, **request: Any) -> Any:
+        """Its answer. Raises ``ProcessFailed``."""
+        self.send(do, **request)
+        return self.receive()
 
-    def compile_once(self) -> None:
-        """Have those that are forked from now on compile faster."""
+    def send(self, do: str, fds: Sequence[int] = (), **request: Any) -> None:
+        message = json.dumps({"do": do, **request}).encode()
         with suppress(OSError):  # it died: that no answer comes will say so
-            self.control.send(COMPILE)
-            self.control.recv(1)
+            socket.send_fds(self.channel, [message], fds)
 
-    def ask(self, role: str, do: str, **request: Any) -> Any:
-        """What the role's process answers. Raises ``ProcessFailed``."""
-        self._send(role, {"do": do, **request})
-        return self._receive(role)
-
-    def ask_all(self, do: str, **request: Any) -> dict[str, Any]:
-        """The answers of all, which work at the same time."""
-        for role in self.channels:
-            self._send(role, {"do": do, **request})
-        return {role: self._receive(role) for role in self.channels}
-
-    def close(self) -> None:
-        os.killpg(self.server.pid, signal.SIGKILL)
-        self.server.wait()
-        self._close_channels()
-        self.control.close()
-        self.log.close()
-
-    def _send(self, role: str, request: dict[str, Any]) -> None:
-        with suppress(BrokenPipeError):  # it died: that no answer comes will say so
-            print(json.dumps(request), file=self.channels[role], flush=True)
-
-    def _receive(self, role: str) -> Any:
+    def receive(self) -> Any:
         try:
-            answer = json.loads(self.channels[role].readline() or "null")
+            answer = json.loads(self.answers.readline() or "null")
         except ConnectionResetError:
             answer = None
         if answer is None:
@@ -100,11 +63,55 @@ class Processes:
             lines = self.log.read().strip().splitlines() or ["its process died"]
             answer = {"error": lines[-1]}
         if "error" in answer:
-            raise ProcessFailed(f"{self.names[role]} cannot be measured: {answer['error']}")
+            raise ProcessFailed(f"{self.name} cannot be measured: {answer['error']}")
         return answer["answer"]
 
-    def _close_channels(self) -> None:
-        for channel in self.channels.values():
-            with suppress(OSError):  # what was not sent is not needed
-                channel.close()
-        self.channels.clear()
+    def close(self) -> None:
+        self.answers.close()
+        self.channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Server(Process):
+    """The first, from which all others are forked, in a session that Ctrl-C spares; its folder."""
+
+    def __init__(self) -> None:
+        self.temporary = tempfile.TemporaryDirectory(
+            prefix="cross-entropy-", ignore_cleanup_errors=True
+        )
+        self.folder = Path(self.temporary.name)
+        log = tempfile.TemporaryFile("w+", dir=self.folder)  # noqa: SIM115  closed in close
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-P", "-m", "benchmarks.worker"]
+        with theirs:
+            self.process = subprocess.Popen(
+                [*command, str(self.folder), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=self.folder,
+                env=os.environ | ENVIRONMENT,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        super().__init__("impls", ours, log)
+
+    def close(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        super().close()
+        self.log.close()
+        self.temporary.cleanup()
+
+
+def ask_all(processes: Iterable[Process], do: str, **request: Any) -> list[Any]:
+    """The answers of all, which work at the same time. Raises ``ProcessFailed``."""
+    asked = list(processes)
+    for process in asked:
+        process.send(do, **request)
+    return [process.receive() for process in asked]

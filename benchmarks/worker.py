@@ -1,21 +1,20 @@
 """Processes that hold a revision of ``impls`` each, and measure when they are asked.
 
-``python -P -m benchmarks.worker FOLDER DEVICE FD`` imports torch, and forks one of itself for each
-message on its socket FD: a folder that holds an ``impls``, and with it another socket. On that,
-requests come to the new process as lines of JSON, and its answers go back so. All have the tensors
-that FOLDER holds when the first message comes. A message that is but ``COMPILE`` has it compile
-something once, which all that come after it do faster. ``benchmarks.processes`` asks.
+``python -P -m benchmarks.worker FOLDER FD`` imports torch, and answers requests that come as JSON
+on its socket FD. It can be asked to fork: the new process answers on a socket of its own, which
+comes with the request. So a tree grows, from one that has torch and the tensors to two that each
+have a revision, its losses compiled, and on to those that measure. ``benchmarks.processes`` asks.
 """
 
 import json
 import os
 import random
 import shutil
-import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,43 +22,51 @@ from unittest import mock
 
 # Once here, and not in each process: what benchmarks need, and what the first backward imports.
 import asv_runner.benchmarks.mark  # noqa: F401
+import psutil
 import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
 
 from benchmarks import meters, workloads
 from benchmarks.environment import comparable
-from benchmarks.processes import COMPILE
 
 PADDING = 64, 2**20  # bytes, and how many of these at the most
 HEAP = 8, 1 / 8  # times the tensors' bytes, but no more than this share of what is free
 
-Given = dict[str, dict[str, Tensor]]  # a level's tensors
-
 
 class Worker:
-    def __init__(self, given: Given, device: str, cores: set[int]):
-        # Not above: these import impls, which is there since the fork.
-        from benchmarks.common import Unmeasurable, load
-        from benchmarks.step import Step
-        from impls import UnknownImplementation
-
-        self.load, self.new_step = load, Step
-        self.cannot = Unmeasurable, UnknownImplementation
-        self.device, self.cores = device, cores
-        self.given = {
-            level: {name: tensor.to(device) for name, tensor in tensors.items()}
-            for level, tensors in given.items()
-        }
+    def __init__(self, folder: Path, cores: set[int]):
+        self.folder, self.cores = folder, cores
+        self.device = "cpu"
+        self.given: dict[str, dict[str, Tensor]] = {}  # by level
         self.steps: dict[tuple[str, str], Any] = {}
         self.random = random.Random()
         self.padding: Tensor | None = None
 
+    def give(self, device: str) -> None:
+        """Take the tensors that the folder holds, a file a level.
+
+        Before any fork, so that all read them at the same place, and never on a device: CUDA does
+        not survive a fork.
+        """
+        self.device = device
+        self.given = {
+            file.stem: torch.load(file, map_location="cpu") for file in self.folder.glob("*.pt")
+        }
+
     def step(self, impl: str, dtype: str) -> Any:
         if (impl, dtype) not in self.steps:
-            loss = self.load(impl, dtype, self.device)
-            self.steps[impl, dtype] = self.new_step(loss, self.given[loss.level])
+            self.steps[impl, dtype] = self.new_step(impl, dtype)
         return self.steps[impl, dtype]
+
+    def new_step(self, impl: str, dtype: str) -> Any:
+        from benchmarks.common import load
+        from benchmarks.step import Step
+
+        loss = load(impl, dtype, self.device)
+        given = {name: tensor.to(self.device) for name, tensor in self.given[loss.level].items()}
+        self.given[loss.level] = given  # on the device, they are for the next step too
+        return Step(loss, given)
 
     def environment(self) -> dict[str, Any]:
         return comparable(self.device)
@@ -69,16 +76,39 @@ class Worker:
 
         It does not compile, here: the real one imports its compiler, which takes seconds.
         """
+        from benchmarks.common import load
+
         with mock.patch("torch.compile", side_effect=uncompiled) as compile_:
-            with suppress(*self.cannot):  # exact says so
-                self.load(impl, dtype, self.device)
+            with suppress(*cannot()):  # exact says so
+                load(impl, dtype, self.device)
             return compile_.called
+
+    def compile_once(self) -> None:
+        """Have torch.compile load what it needs: most of the time that it takes at first."""
+        with suppress(Exception):  # where CPU code cannot be compiled, CUDA's may be
+            in_thread(compile_something)
+
+    def prepare(self, impl: str, dtype: str) -> None:
+        """Import the loss and, on a CPU, call it: a fork of this process need not compile it.
+
+        Not on CUDA, which does not survive a fork.
+        """
+        from benchmarks.common import load
+
+        def first_call() -> None:
+            with self.unbound():
+                self.new_step(impl, dtype).forward_backward()
+
+        with suppress(*cannot()):  # exact says so
+            load(impl, dtype, self.device)
+            if self.device == "cpu":
+                in_thread(first_call)
 
     def exact(self, impl: str, dtype: str) -> dict[str, Any]:
         """What has no noise: bytes, and how far the gradients are off, and may be."""
         try:
             step = self.step(impl, dtype)
-        except self.cannot as reason:
+        except cannot() as reason:
             return {"unmeasurable": str(reason)}
         expected = step.expected()
         return {
@@ -161,27 +191,29 @@ def uncompiled(model: Any = None, **_: Any) -> Any:
     return (lambda model: model) if model is None else model
 
 
-def serve(source: str, channel: socket.socket, given: Given, device: str, cores: set[int]) -> None:
-    """Answer requests until the channel is closed."""
-    sys.path.insert(0, source)
-    worker = None
-    with channel.makefile("rw") as lines:
-        for line in lines:
-            request = json.loads(line)
-            try:
-                worker = worker or Worker(given, device, cores)
-                answer = {"answer": getattr(worker, request.pop("do"))(**request)}
-            except Exception as error:
-                answer = {"error": f"{type(error).__name__}: {error}"}
-            print(json.dumps(answer), file=lines, flush=True)
+def cannot() -> tuple[type[Exception], ...]:
+    """What is raised where a loss does not run."""
+    from benchmarks.common import Unmeasurable  # this imports impls, which is there since a fork
+    from impls import UnknownImplementation
+
+    return Unmeasurable, UnknownImplementation
 
 
-def compile_once() -> None:
-    """Have torch.compile load what it needs: most of the time that it takes in a fresh process.
+def in_thread(run: Callable[[], None]) -> None:
+    """``run()`` in a thread of its own, whose OpenMP threads end with it.
 
-    Of a few numbers, which no thread of OpenMP's is started for: those do not survive a fork.
+    A fork has only the thread that forks: were these that one's, it would wait for them for ever.
     """
+    before = psutil.Process().num_threads()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(run).result()
+    for _ in range(100):  # a moment later, that is; but threads that it began for good stay
+        if psutil.Process().num_threads() <= before:
+            break
+        time.sleep(1e-3)
 
+
+def compile_something() -> None:
     class Square(torch.autograd.Function):  # for one of these, as losses are, it loads most
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -197,36 +229,48 @@ def compile_once() -> None:
     torch.compile(lambda x: Square.apply(x).sum())(x).backward()
 
 
-def main(folder: str, device: str, fd: str) -> None:
+def serve(channel: socket.socket, worker: Worker) -> None:
+    """Answer requests until the channel is closed; a fork answers those on its own."""
+    while True:
+        message, fds, _, _ = socket.recv_fds(channel, 2**16, 1)
+        if not message:
+            return
+        request = json.loads(message)
+        do = request.pop("do")
+        answer: dict[str, Any] = {"answer": None}
+        if do == "fork":
+            reap()
+            if os.fork() == 0:
+                channel.close()
+                channel = socket.socket(fileno=fds[0])
+                if request["source"]:  # an impls, of which none was imported before
+                    sys.path.insert(0, request["source"])
+                continue
+            os.close(fds[0])
+        else:
+            try:
+                answer = {"answer": getattr(worker, do)(**request)}
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+        channel.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def reap() -> None:
+    """Let go of the forks that have ended."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def main(folder: str, fd: str) -> None:
     os.dup2(2, 1)  # what a loss prints is no answer
-    given: Given = {}
+    first = os.getpid()
     # Those that the process which asks may use: this one is bound to one of them.
     linux = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(os.getppid()) if linux else set()
-    with socket.socket(fileno=int(fd)) as control:
-        while True:
-            message, channels, _, _ = socket.recv_fds(control, 4096, 1)
-            if not message:
-                break
-            if message == COMPILE:
-                with suppress(Exception):  # where CPU code cannot be compiled, CUDA's may be
-                    compile_once()
-            else:
-                # Before any fork, so that all read them at the same place, and never on a device:
-                # CUDA does not survive a fork.
-                given = given or {
-                    file.stem: torch.load(file, map_location="cpu")
-                    for file in Path(folder).glob("*.pt")
-                }
-                signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for one that has ended
-                if os.fork() == 0:
-                    control.close()
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    channel = socket.socket(fileno=channels[0])
-                    serve(message.decode(), channel, given, device, cores)
-                    os._exit(0)
-                os.close(channels[0])
-            control.send(b".")
+    serve(socket.socket(fileno=int(fd)), Worker(Path(folder), cores))
+    if os.getpid() != first:
+        os._exit(0)
     # Who asked kills this process when it is done: it is only here if that one was killed itself.
     shutil.rmtree(folder, ignore_errors=True)
 

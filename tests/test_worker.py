@@ -16,6 +16,19 @@ ROOT = Path(__file__).parents[1]
 GIVEN = {"logits": {"input": torch.zeros(4, 8), "target": torch.zeros(4, dtype=torch.int64)}}
 
 
+def given(cores: set[int] = frozenset()) -> worker.Worker:
+    asked = worker.Worker(Path(), cores)
+    asked.given = GIVEN
+    return asked
+
+
+def in_a_process(code: str) -> list[str]:
+    """What it prints. Here a loss, or the compiler, may have been imported before."""
+    asked = [sys.executable, "-c", code]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.splitlines()
+
+
 class Step:
     """Notes what its calls take."""
 
@@ -29,7 +42,7 @@ class Step:
 
 
 def test_a_planted_slowdown_is_a_share_of_the_calls_own_time() -> None:
-    asked = worker.Worker(GIVEN, "cpu", set())
+    asked = given()
     step = asked.steps["logits.slow", "float32"] = Step()
     calls = asked.block("logits.slow", "float32", "forward", calls=5, slowdown=1.0, seed=0)
     # What else disturbs one only adds to it.
@@ -37,7 +50,6 @@ def test_a_planted_slowdown_is_a_share_of_the_calls_own_time() -> None:
 
 
 def test_what_compiles_is_known_as_it_is_imported(tmp_path) -> None:
-    """In a process of its own, as here a loss, or the compiler, may have been imported before."""
     decorated = tmp_path / "decorated.py"
     decorated.write_text(
         "import torch\n"
@@ -47,34 +59,54 @@ def test_what_compiles_is_known_as_it_is_imported(tmp_path) -> None:
     names = ["logits.builtin", "logits.eager", "logits.compiled", str(decorated)]
     code = f"""if True:
         import sys
+        from pathlib import Path
         from benchmarks.worker import Worker
-        asked = Worker({{}}, "cpu", set())
+        asked = Worker(Path(), set())
         print([asked.compiles(name, "float32") for name in {names}])
         print("torch._dynamo" in sys.modules, "torch._inductor" in sys.modules)
     """
-    asked = [sys.executable, "-c", code]
-    out = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert out.splitlines() == ["[False, False, True, True]", "False False"]
+    assert in_a_process(code) == ["[False, False, True, True]", "False False"]
 
 
 def test_what_is_compiled_once_loads_the_patterns_that_a_loss_is_searched_for() -> None:
-    """Attention's take a second. In a process of its own: the tests' may have compiled before."""
+    """Attention's take a second."""
     code = """if True:
         import sys
+        from pathlib import Path
         import torch
-        from benchmarks import worker
-        given = {"input": torch.randn(4, 8), "target": torch.arange(4)}
-        asked = worker.Worker({"logits": given}, "cpu", set())
+        from benchmarks.worker import Worker
+        asked = Worker(Path(), set())
+        asked.given = {"logits": {"input": torch.randn(4, 8), "target": torch.arange(4)}}
         steps = [asked.step(name, "float32") for name in ("logits.compiled", "logits.fused")]
-        worker.compile_once()
+        asked.compile_once()
         before = set(sys.modules)
         for step in steps:
             step.forward_backward()
         print([name for name in set(sys.modules) - before if "fuse_attention" in name])
     """
-    asked = [sys.executable, "-c", code]
-    out = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
+    assert in_a_process(code) == ["[]"]
+
+
+def test_a_fork_of_what_is_prepared_has_its_loss_compiled_and_threads_of_its_own() -> None:
+    """Did it wait for those of the process that it is a fork of, it would wait for ever."""
+    code = """if True:
+        import os
+        from pathlib import Path
+        import torch
+        from torch._dynamo.utils import counters
+        from benchmarks.worker import Worker
+        asked = Worker(Path(), set())
+        given = {"input": torch.randn(32, 50257), "target": torch.arange(32)}
+        asked.given = {"logits": given}
+        asked.prepare("logits.compiled", "float32")
+        compiled = counters["stats"]["unique_graphs"]
+        if os.fork() == 0:
+            asked.step("logits.compiled", "float32").forward_backward()
+            print(compiled > 0, counters["stats"]["unique_graphs"] - compiled, flush=True)
+            os._exit(0)
+        os.wait()
+    """
+    assert in_a_process(code) == ["True 0"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not bound here")
@@ -86,7 +118,7 @@ def test_a_first_call_runs_on_any_core_and_the_others_on_that_one_again() -> Non
             seen.append(os.sched_getaffinity(0))
 
     cores = os.sched_getaffinity(0)
-    asked = worker.Worker(GIVEN, "cpu", cores)
+    asked = given(cores)
     asked.steps["logits.seen", "float32"] = Step()
     bound = {min(cores)}
     os.sched_setaffinity(0, bound)
@@ -101,5 +133,5 @@ def test_a_first_call_runs_on_any_core_and_the_others_on_that_one_again() -> Non
 @pytest.mark.parametrize(("free", "filled"), [(2**30, 8 * 160 + 64 * 2**20), (800, 100)])
 def test_the_heap_is_filled_with_no_more_than_is_free(monkeypatch, free, filled) -> None:
     monkeypatch.setattr(workloads, "free_bytes", lambda device: free)
-    asked = worker.Worker(GIVEN, "cpu", set())
+    asked = given()
     assert meters.peak_memory(lambda: asked.fill("logits"), "cpu") == filled
