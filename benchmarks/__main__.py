@@ -1,228 +1,36 @@
-"""Cross-entropy implementations side by side, now, on this machine."""
+"""``python -m benchmarks``: implementations side by side or, as the first word says, a command."""
 
-import argparse
-import os
+import importlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from contextlib import ExitStack
 
-import impls
-from benchmarks import calibrate, compare, lockstep, options, semantics, side_by_side
-from benchmarks.common import Unmeasurable, check_device, check_timeable, load, tensors
-from benchmarks.environment import PINNED_ALLOCATOR, allocator, describe
-from benchmarks.options import USER_ERRORS
-from benchmarks.ranks import Ranks, needs_ranks
-from benchmarks.workloads import Workload, workload
+from benchmarks.processes import Server
 
-TORCHRUN = "torchrun --nproc-per-node K -m benchmarks"
+COMMANDS = ("semantics", "compare", "calibrate", "plan")
 
 
 def main(argv: list[str]) -> int:
-    if lockstep.is_first():
-        return run(argv)
-    # What the first rank refuses all do, and it says why. torchrun ends all ranks when one fails:
-    # were another the earlier, that line would be lost.
-    with lockstep.quiet(), suppress(SystemExit):
-        run(argv)
-    return 0
-
-
-def run(argv: list[str]) -> int:
-    commands = {
-        "semantics": semantics_matrix,
-        "compare": compare.main,
-        "calibrate": calibrate.main,
-        "plan": plan,
-    }
-    if argv and argv[0] in commands:
-        if lockstep.is_launched():
-            print(f"{argv[0]} is not for torchrun: it measures one process", file=sys.stderr)
-            return 2
-        return commands[argv[0]](argv[1:])
-    arguments = parse(argv)
-    if arguments.allocator != allocator():
-        restart(arguments.allocator, argv)
-    if not lockstep.is_first():
-        arguments.out = Path(os.devnull)
+    is_command = bool(argv) and argv[0] in COMMANDS
+    name, rest = (argv[0], argv[1:]) if is_command else ("side_by_side", argv)
     try:
-        check_timeable()
-        check_device(arguments.device)
-        chosen = workload(arguments.workload, arguments.text)
-        losses = losses_to_measure(arguments.impl, arguments.dtype, arguments.device)
-        open_for_append(arguments.out)
-    except USER_ERRORS as error:
+        with ExitStack() as stack:
+            # It imports torch, which takes seconds, while this process does so too.
+            servers = [stack.enter_context(Server())] if name == "compare" else []
+            command = importlib.import_module(f"benchmarks.{name}")
+            from benchmarks import lockstep
+
+            if is_command and lockstep.is_launched():
+                if not lockstep.is_first():
+                    return 0
+                print(f"{name} is not for torchrun: it measures one process", file=sys.stderr)
+                return 2
+            return command.main(rest, *servers)
+    except OSError as error:
         print(error, file=sys.stderr)
         return 2
-    together = lockstep.group(arguments.device) if lockstep.is_launched() else nullcontext()
-    with together:
-        return measure(arguments, chosen, losses)
-
-
-def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.Loss]) -> int:
-    # Imported here, not above: asv imports this module too, where there is no reports.
-    import pandas as pd
-
-    from reports.tables import render
-
-    cell = {"workload": chosen.name, "dtype": arguments.dtype, **describe(arguments.device)}
-    rows: list[side_by_side.Row] = []
-    try:
-        for level in impls.loss.FUNCTIONS:
-            group = of_level(losses, level)
-            if not group:
-                continue
-            try:
-                inputs = tensors(chosen, level, arguments.dtype, arguments.device)
-            except Unmeasurable as reason:
-                print(f"skipped: {reason}", file=sys.stderr)
-                continue
-            measured = side_by_side.measure(
-                group, inputs, arguments.dtype, arguments.device, arguments.passes
-            )
-            full = (cell | row for row in measured)
-            rows.extend(side_by_side.append(arguments.out, full))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    finally:
-        if rows:
-            frame = pd.DataFrame(rows).assign(source="side by side")
-            print(f"{render(frame)}\n\n{len(rows)} rows added to {arguments.out}")
-    return 0
-
-
-def semantics_matrix(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks semantics",
-        description="What each implementation does in each odd case, found by running it.",
-    )
-    options.add(parser, "--impl")
-    parser.add_argument("--out", type=Path, default=Path("reports/out/semantics.csv"))
-    arguments = parser.parse_args(argv)
-    try:
-        losses = chosen_losses(arguments.impl, "float32", "cpu")
-        open_for_append(arguments.out)
-    except USER_ERRORS as error:
-        print(error, file=sys.stderr)
-        return 2
-    import pandas as pd
-
-    from reports.commands import load_name
-    from reports.tables import semantics_table
-
-    with Ranks(2) as ranks:
-        here = [
-            ranks.loss(load_name(loss.name), 2) if needs_ranks(loss.name) else loss
-            for loss in losses
-        ]
-        matrix = pd.DataFrame(semantics.matrix(here))
-    matrix.to_csv(arguments.out, index=False)
-    print(f"{semantics_table(matrix)}\n\nwritten to {arguments.out}")
-    return 0
-
-
-def plan(argv: list[str]) -> int:
-    # Here alone: it imports what torch simulates with, half a second that no other command needs.
-    from benchmarks.plan import main
-
-    return main(argv)
-
-
-def open_for_append(path: Path) -> None:
-    """Raise ``OSError`` now, not after minutes of measuring, if ``path`` cannot be written to."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.open("a").close()
-
-
-def chosen_losses(
-    named: list[str], dtype: str, device: str, among: Sequence[str] = ()
-) -> list[impls.Loss]:
-    """Those named, or else all that run here, of those ``among`` which to choose."""
-    if named:
-        return [load(name, dtype, device) for name in named]
-    return list(available(among or impls.names(), dtype, device))
-
-
-def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
-    """The same: of torchrun's ranks the sharded ones, of one process the others."""
-    launched = lockstep.is_launched()
-    fit = [name for name in impls.names() if needs_ranks(name) == launched]
-    if not named and not launched:
-        sharded = ", ".join(filter(needs_ranks, impls.names()))
-        print(f"skipped: {sharded}, which {TORCHRUN} measures", file=sys.stderr)
-    losses = chosen_losses(named, dtype, device, fit)
-    for loss in losses:
-        if needs_ranks(loss.name) != launched:
-            how = "not" if launched else "only"
-            raise Unmeasurable(f"{loss.name} is {how} measured by {TORCHRUN}")
-    return losses
-
-
-def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=f"{__doc__} As the first word, `semantics`: what each does in odd cases; "
-        "`compare`: one revision against another; `calibrate`: what that can see here; "
-        "`plan`: what any size would need.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    options.add(parser, "--impl")
-    options.add(parser, "--workload", default="gpt2_text")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="a text of yours for gpt2_text")
-    options.add(parser, "--dtype")
-    options.add(parser, "--device")
-    options.add(parser, "--pass", help="what to time (repeatable; all, if none)")
-    parser.add_argument(
-        "--allocator",
-        default="pinned",
-        choices=("pinned", "default"),
-        help="glibc's, told to keep large blocks, or as it comes",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("reports/measured/local.csv"),
-        metavar="FILE",
-        help="the CSV to add rows to",
-    )
-    arguments = parser.parse_args(argv)
-    arguments.passes = arguments.passes or side_by_side.PASSES
-    if arguments.text is not None and not arguments.text.is_file():
-        parser.error(f"no file {arguments.text}")
-    return arguments
-
-
-def restart(wanted: str, argv: list[str]) -> None:
-    """This command again in a process with the ``wanted`` allocator, if that can be had here."""
-    kept = {name: value for name, value in os.environ.items() if name not in PINNED_ALLOCATOR}
-    environment = kept | (PINNED_ALLOCATOR if wanted == "pinned" else {})
-    if allocator(environment) == wanted:
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *argv], environment)
-    print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
-
-
-def available(names: Sequence[str], dtype: str, device: str) -> Iterator[impls.Loss]:
-    """Every one of ``names`` that runs here; a line for each that does not."""
-    for name in names:
-        try:
-            yield load(name, dtype, device)
-        except Unmeasurable as reason:
-            print(f"skipped: {reason}", file=sys.stderr)
-
-
-def of_level(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
-    """Those to measure at ``level``, and with them the builtin that all are a multiple of.
-
-    Beside losses of hidden states, those of logits take part with ``F.linear`` in front.
-    """
-    group = [loss for loss in losses if loss.level == level]
-    if group and level == "linear":
-        logits = [loss for loss in losses if loss.level == "logits"]
-        group += [loss.as_linear() for loss in logits if loss.name != "logits.builtin"]
-    if group and level != "sharded" and f"{level}.builtin" not in [loss.name for loss in group]:
-        group.insert(0, impls.load(f"{level}.builtin"))
-    return group
 
 
 if __name__ == "__main__":

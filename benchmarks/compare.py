@@ -24,21 +24,16 @@ USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, ProcessFailed)
 ROLES = ("base", "head")
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], server: Server) -> int:
     arguments = parse(argv)
     try:
         check_timeable()
         check_device(arguments.device)
         names = {"base": arguments.base, "head": arguments.head}
-        with Server() as server:
-            revisions = Comparison(server, names, arguments.dtype, arguments.device)
-            return compare(revisions, arguments)
+        return compare(Comparison(server, names, arguments.dtype, arguments.device), arguments)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
 
 
 def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:

@@ -1,11 +1,14 @@
 """What the commands of ``python -m benchmarks`` are all asked, and what they refuse in one line."""
 
 import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import impls
-from benchmarks.common import Unmeasurable
-from benchmarks.side_by_side import PASSES
+from benchmarks.common import Unmeasurable, load
+from benchmarks.step import PASSES
 from benchmarks.workloads import WORKLOADS, UnknownWorkload
 
 USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError)
@@ -27,3 +30,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def add(parser: argparse.ArgumentParser, option: str, **otherwise: Any) -> None:
     """Have ``parser`` take ``option``, but for what is ``otherwise`` here."""
     parser.add_argument(option, **OPTIONS[option] | otherwise)
+
+
+def chosen_losses(
+    named: list[str], dtype: str, device: str, among: Sequence[str] = ()
+) -> list[impls.Loss]:
+    """Those named, or else all that run here, of those ``among`` which to choose."""
+    if named:
+        return [load(name, dtype, device) for name in named]
+    return list(available(among or impls.names(), dtype, device))
+
+
+def available(names: Sequence[str], dtype: str, device: str) -> Iterator[impls.Loss]:
+    """Every one of ``names`` that runs here; a line for each that does not."""
+    for name in names:
+        try:
+            yield load(name, dtype, device)
+        except Unmeasurable as reason:
+            print(f"skipped: {reason}", file=sys.stderr)
+
+
+def open_for_append(path: Path) -> None:
+    """Raise ``OSError`` now, not after minutes of measuring, if ``path`` cannot be written to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a").close()

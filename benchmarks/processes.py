@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from benchmarks.environment import BOUND_THREADS, LARGE_PAGES, PINNED_ALLOCATOR
 from benchmarks.revisions import ROOT
+from benchmarks.variables import BOUND_THREADS, LARGE_PAGES, PINNED_ALLOCATOR
 
 ENVIRONMENT = {
     **PINNED_ALLOCATOR,

@@ -3,15 +3,20 @@
 A probe calls the loss where users' expectations part, and says in a few words what came back.
 """
 
+import argparse
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import impls
-from benchmarks import oracle
+from benchmarks import options, oracle
+from benchmarks.options import USER_ERRORS, chosen_losses, open_for_append
+from benchmarks.ranks import Ranks, needs_ranks
 
 N, V, D = 4, 9, 6
 
@@ -153,3 +158,33 @@ def run(probe: Callable[[impls.Loss], str], loss: impls.Loss) -> str:
         return probe(loss)
     except Exception as error:  # whatever a loss raises is what a user of it would meet
         return f"raises {type(error).__name__}"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks semantics",
+        description="What each implementation does in each odd case, found by running it.",
+    )
+    options.add(parser, "--impl")
+    parser.add_argument("--out", type=Path, default=Path("reports/out/semantics.csv"))
+    arguments = parser.parse_args(argv)
+    try:
+        losses = chosen_losses(arguments.impl, "float32", "cpu")
+        open_for_append(arguments.out)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return 2
+    import pandas as pd
+
+    from reports.commands import load_name
+    from reports.tables import semantics_table
+
+    with Ranks(2) as ranks:
+        here = [
+            ranks.loss(load_name(loss.name), 2) if needs_ranks(loss.name) else loss
+            for loss in losses
+        ]
+        found = pd.DataFrame(matrix(here))
+    found.to_csv(arguments.out, index=False)
+    print(f"{semantics_table(found)}\n\nwritten to {arguments.out}")
+    return 0

@@ -1,149 +1,154 @@
-"""Now, in one process: implementations timed in turn, round after round, so noise is shared."""
+"""``python -m benchmarks``: cross-entropy implementations side by side, now, on this machine."""
 
-import csv
-import random
-import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import argparse
+import os
+import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
-from tqdm import tqdm
 
 import impls
-from benchmarks import lockstep, meters
-from benchmarks.limits import LIMITS, Limit, ShardedLimit
-from benchmarks.step import ShardedStep, Step, step_of
+from benchmarks import lockstep, options, rounds
+from benchmarks.common import Unmeasurable, check_device, check_timeable, tensors
+from benchmarks.environment import describe
+from benchmarks.options import USER_ERRORS, chosen_losses, open_for_append
+from benchmarks.ranks import needs_ranks
+from benchmarks.step import PASSES
+from benchmarks.variables import PINNED_ALLOCATOR, allocator
+from benchmarks.workloads import Workload, workload
 
-PASSES = ("forward", "backward", "forward_backward")
-ROUNDS = (9, 60)  # at least, at most
-SECONDS = 20.0  # that the rounds may take, once there are enough
-
-Row = dict[str, Any]
+TORCHRUN = "torchrun --nproc-per-node K -m benchmarks"
 
 
-def measure(
-    losses: Sequence[impls.Loss],
-    tensors: Mapping[str, Tensor],
-    dtype: str,
-    device: str,
-    passes: Sequence[str],
-) -> Iterator[Row]:
-    """Rows (impl, metric, unit, value, ci_low, ci_high, n) of one level's losses and of its limit.
+def main(argv: list[str]) -> int:
+    if lockstep.is_first():
+        return run(argv)
+    # What the first rank refuses all do, and it says why. torchrun ends all ranks when one fails:
+    # were another the earlier, that line would be lost.
+    with lockstep.quiet(), suppress(SystemExit):
+        run(argv)
+    return 0
 
-    A time has its samples too, in the order in which they were taken.
 
-    Error and memory come first, as each is measured, then the times of all. Ctrl-C ends the rounds:
-    it is raised after the times of those so far. A loss whose gradients are wrong has no times.
-
-    A sharded one is measured by all ranks in lock step, of which each gets the same rows.
-    """
-    limit = LIMITS[losses[0].level](tensors)
-    yield exact(limit.name, "peak_memory", "bytes", limit.gradient_bytes())
-    if isinstance(limit, ShardedLimit):
-        yield exact(limit.name, "sent", "bytes", limit.sent_bytes())
-        yield exact(limit.name, "collectives", "count", limit.collectives)
-    steps: dict[str, Step | Limit] = {limit.name: limit}
-    first = step_of(losses[0], tensors)
-    expected = first.expected()
-    budgets = first.budgets(expected, dtype)
-    with tqdm(losses, desc="error, memory", leave=False) as bar:
-        for loss in bar:
-            bar.set_postfix_str(loss.name)
-            step = step_of(loss, tensors)
-            errors = step.errors(expected)
-            yield exact(loss.name, "error", "relative", errors[0])
-            peak = meters.peak_memory(step.forward_backward, device)
-            yield exact(loss.name, "peak_memory", "bytes", peak)
-            saved = meters.saved_memory(step.forward, device)
-            yield exact(loss.name, "saved_memory", "bytes", saved)
-            if isinstance(step, ShardedStep):
-                sent, collectives = meters.sent(step.forward_backward, device)
-                yield exact(loss.name, "sent", "bytes", sent)
-                yield exact(loss.name, "collectives", "count", collectives)
-            over = [pair for pair in zip(errors, budgets, strict=True) if not pair[0] <= pair[1]]
-            if not over:
-                steps[loss.name] = step
-            for error, allowed in over:
-                tqdm.write(
-                    f"{loss.name}: gradients are wrong, {error:.2g} > {allowed:.2g}: no times"
-                )
-    del expected
-    samples: dict[tuple[str, str], list[float]] = defaultdict(list)
-    interruption = None
+def run(argv: list[str]) -> int:
+    arguments = parse(argv)
+    if arguments.allocator != allocator():
+        restart(arguments.allocator, argv)
+    if not lockstep.is_first():
+        arguments.out = Path(os.devnull)
     try:
-        for name, metric, value in rounds(steps, passes, device):
-            samples[name, metric].append(value)
-    except KeyboardInterrupt as error:
-        interruption = error
-    yield from (sampled(*cell, values) for cell, values in sorted(samples.items()))
-    if interruption is not None:
-        raise interruption
+        check_timeable()
+        check_device(arguments.device)
+        chosen = workload(arguments.workload, arguments.text)
+        losses = losses_to_measure(arguments.impl, arguments.dtype, arguments.device)
+        open_for_append(arguments.out)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return 2
+    together = lockstep.group(arguments.device) if lockstep.is_launched() else nullcontext()
+    with together:
+        return measure(arguments, chosen, losses)
 
 
-def rounds(
-    steps: Mapping[str, Step | Limit], passes: Sequence[str], device: str
-) -> Iterator[tuple[str, str, float]]:
-    """(name, metric, value): each pass of each step once a round, in an order of its own."""
-    cells = [(name, pass_) for name in steps for pass_ in passes]
-    if lockstep.world_size() > 1 and "forward_backward" in passes:
-        sharded = [name for name, step in steps.items() if isinstance(step, ShardedStep)]
-        cells += [(name, "communication") for name in sharded]
-    start = time.monotonic()
-    for name, pass_ in cells:
-        sample(steps[name], pass_, device)
-    least, most = ROUNDS
-    count = max(least, min(most, int(SECONDS / lockstep.largest(time.monotonic() - start))))
-    order = random.Random(0)
-    for _ in tqdm(range(count), desc="rounds", leave=False):
-        for name, pass_ in order.sample(cells, len(cells)):
-            for metric, value in sample(steps[name], pass_, device).items():
-                yield name, metric, value
+def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.Loss]) -> int:
+    # Imported here, not above: asv imports this module too, where there is no reports.
+    import pandas as pd
+
+    from reports.tables import render
+
+    cell = {"workload": chosen.name, "dtype": arguments.dtype, **describe(arguments.device)}
+    rows: list[rounds.Row] = []
+    try:
+        for level in impls.loss.FUNCTIONS:
+            group = of_level(losses, level)
+            if not group:
+                continue
+            try:
+                inputs = tensors(chosen, level, arguments.dtype, arguments.device)
+            except Unmeasurable as reason:
+                print(f"skipped: {reason}", file=sys.stderr)
+                continue
+            measured = rounds.measure(
+                group, inputs, arguments.dtype, arguments.device, arguments.passes
+            )
+            full = (cell | row for row in measured)
+            rows.extend(rounds.append(arguments.out, full))
+    except KeyboardInterrupt:  # here, where the other ranks are quiet
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    finally:
+        if rows:
+            frame = pd.DataFrame(rows).assign(source="side by side")
+            print(f"{render(frame)}\n\n{len(rows)} rows added to {arguments.out}")
+    return 0
 
 
-def sample(step: Step | Limit, pass_: str, device: str) -> dict[str, float]:
-    """Milliseconds of one call. Before a "backward" its forward is made, and not timed."""
-    if pass_ == "communication":
-        seconds, hidden = meters.communication(step.forward_backward, device)
-        return {"communication": 1e3 * seconds, "overlap": hidden}
-    if pass_ == "backward":
-        loss: Any = step.forward()
-        return {pass_: 1e3 * meters.seconds(lambda: step.backward(loss), device)}
-    return {pass_: 1e3 * meters.seconds(getattr(step, pass_), device)}
+def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
+    """The same: of torchrun's ranks the sharded ones, of one process the others."""
+    launched = lockstep.is_launched()
+    fit = [name for name in impls.names() if needs_ranks(name) == launched]
+    if not named and not launched:
+        sharded = ", ".join(filter(needs_ranks, impls.names()))
+        print(f"skipped: {sharded}, which {TORCHRUN} measures", file=sys.stderr)
+    losses = chosen_losses(named, dtype, device, fit)
+    for loss in losses:
+        if needs_ranks(loss.name) != launched:
+            how = "not" if launched else "only"
+            raise Unmeasurable(f"{loss.name} is {how} measured by {TORCHRUN}")
+    return losses
 
 
-def exact(impl: str, metric: str, unit: str, value: float) -> Row:
-    """The row of a quantity that has no noise."""
-    cell = {"impl": impl, "metric": metric, "unit": unit}
-    return cell | {"value": value, "ci_low": value, "ci_high": value, "n": 1}
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Cross-entropy implementations side by side, now, on this machine. As the first "
+        "word, `semantics`: what each does in odd cases; `compare`: one revision against another; `calibrate`: what that can see here; "
+        "`plan`: what any size would need.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    options.add(parser, "--impl")
+    options.add(parser, "--workload", default="gpt2_text")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a text of yours for gpt2_text")
+    options.add(parser, "--dtype")
+    options.add(parser, "--device")
+    options.add(parser, "--pass", help="what to time (repeatable; all, if none)")
+    parser.add_argument(
+        "--allocator",
+        default="pinned",
+        choices=("pinned", "default"),
+        help="glibc's, told to keep large blocks, or as it comes",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/measured/local.csv"),
+        metavar="FILE",
+        help="the CSV to add rows to",
+    )
+    arguments = parser.parse_args(argv)
+    arguments.passes = arguments.passes or PASSES
+    if arguments.text is not None and not arguments.text.is_file():
+        parser.error(f"no file {arguments.text}")
+    return arguments
 
 
-def sampled(impl: str, metric: str, samples: list[float]) -> Row:
-    """The row of a time, or of a share: its median, with a 95 % interval."""
-    from reports.statistics import median_interval
-
-    value, low, high = median_interval(samples)
-    cell = {"impl": impl, "metric": metric, "unit": "share" if metric == "overlap" else "ms"}
-    interval = {"value": value, "ci_low": low, "ci_high": high}
-    listed = " ".join(f"{sample:.5g}" for sample in samples)
-    return cell | interval | {"n": len(samples), "samples": listed}
+def restart(wanted: str, argv: list[str]) -> None:
+    """This command again in a process with the ``wanted`` allocator, if that can be had here."""
+    kept = {name: value for name, value in os.environ.items() if name not in PINNED_ALLOCATOR}
+    environment = kept | (PINNED_ALLOCATOR if wanted == "pinned" else {})
+    if allocator(environment) == wanted:
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *argv], environment)
+    print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
 
 
-def append(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
-    """``rows`` again, each written to the CSV at ``path`` before the next is asked for.
+def of_level(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
+    """Those to measure at ``level``, and with them the builtin that all are a multiple of.
 
-    A file that has rows keeps its columns, which an older version may have begun.
+    Beside losses of hidden states, those of logits take part with ``F.linear`` in front.
     """
-    from reports.results import COLUMNS
-
-    with path.open("a+", newline="", encoding="utf-8") as file:
-        file.seek(0)
-        begun = next(csv.reader(file), None)
-        writer = csv.DictWriter(file, begun or [*COLUMNS, "samples"], extrasaction="ignore")
-        if not begun:
-            writer.writeheader()
-        for row in rows:
-            writer.writerow(row)
-            file.flush()
-            yield row
+    group = [loss for loss in losses if loss.level == level]
+    if group and level == "linear":
+        logits = [loss for loss in losses if loss.level == "logits"]
+        group += [loss.as_linear() for loss in logits if loss.name != "logits.builtin"]
+    if group and level != "sharded" and f"{level}.builtin" not in [loss.name for loss in group]:
+        group.insert(0, impls.load(f"{level}.builtin"))
+    return group

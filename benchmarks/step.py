@@ -8,6 +8,8 @@ from torch import Tensor
 import impls
 from benchmarks import lockstep, oracle
 
+PASSES = ("forward", "backward", "forward_backward")
+
 
 class Step:
     """A loss as a training step calls it, mean over the tokens: ``forward``, then ``backward``."""

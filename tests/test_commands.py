@@ -17,9 +17,9 @@ import impls
 from benchmarks import oracle
 from benchmarks.__main__ import main
 from benchmarks.common import PROFILES, asv_step, is_importable, right
-from benchmarks.environment import PINNED_ALLOCATOR
-from benchmarks.side_by_side import ROUNDS
+from benchmarks.rounds import ROUNDS
 from benchmarks.step import Step
+from benchmarks.variables import PINNED_ALLOCATOR
 from benchmarks.workloads import workload
 from reports.results import COLUMNS
 from tests.test_wrong import in_place

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.compare import main, parse
+from benchmarks.__main__ import main
+from benchmarks.compare import parse
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workload", "notebook", "--impl", "logits.eager", "--budget", "1")
@@ -139,7 +140,7 @@ def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, monkeypatch
     """In this process, as most of it is over before torch would be imported anew."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     try:
-        code = main(arguments)
+        code = main(["compare", *arguments])
     except SystemExit as end:
         code = end.code
     assert code == 2

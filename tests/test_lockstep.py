@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import impls
 from benchmarks import lockstep, meters, sharded
 from benchmarks.__main__ import main
-from benchmarks.environment import PINNED_ALLOCATOR, allocator
-from benchmarks.side_by_side import ROUNDS
+from benchmarks.rounds import ROUNDS
 from benchmarks.step import Step
+from benchmarks.variables import PINNED_ALLOCATOR, allocator
 from benchmarks.workloads import WORKLOADS
 from reports.results import COLUMNS
 

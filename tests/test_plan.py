@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-import benchmarks.__main__
+import benchmarks.side_by_side
 import impls
 from benchmarks import compare, meters, plan
 from benchmarks.limits import LIMITS
@@ -227,4 +227,4 @@ def test_a_schedulers_lines_are_commands_that_exist() -> None:
     for line in lines:
         for command in re.findall(r"-m benchmarks ([^'\"&|]*)", line):
             first, *rest = words = shlex.split(command)
-            parsers[first](rest) if first in parsers else benchmarks.__main__.parse(words)
+            parsers[first](rest) if first in parsers else benchmarks.side_by_side.parse(words)
