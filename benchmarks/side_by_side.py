@@ -100,9 +100,9 @@ def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.L
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Cross-entropy implementations side by side, now, on this machine. As the first "
-        "word, `semantics`: what each does in odd cases; `compare`: one revision against another; `calibrate`: what that can see here; "
-        "`plan`: what any size would need.",
+        description="Cross-entropy implementations side by side, now, on this machine. As the "
+        "first word, `semantics`: what each does in odd cases; `compare`: one revision against "
+        "another; `calibrate`: what that can see here; `plan`: what any size would need.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     options.add(parser, "--impl")
