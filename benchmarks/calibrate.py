@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.common import check_device, check_timeable
-from benchmarks.compare import USER_ERRORS, add_cell, inputs, levels_of, progress
+from benchmarks.compare import USER_ERRORS, add_cell, progress, workloads_of
 from benchmarks.paired import Cell, Comparison, Row, append
 from benchmarks.processes import Server
 from benchmarks.revisions import WORK_TREE
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     from reports.calibration import calibration, markdown, record
     from reports.verdicts import COLUMNS
 
-    constant = SAME | {name: getattr(arguments, name) for name in ("margin", "workload", "dtype")}
+    constant = SAME | {"margin": arguments.margin}
     rows: list[Row] = []
     interrupted = False
     try:
@@ -50,12 +50,12 @@ def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
     from reports.verdicts import planted
 
     cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
-    tensors = inputs(levels_of(arguments.impl), arguments)
+    workloads = workloads_of(arguments.impl, arguments.workload)
     for number in range(-(-arguments.comparisons // len(cells))):
         with Server() as server:
             revisions = Comparison(server, SAME, arguments.dtype, arguments.device)
             revisions.begin(arguments.impl)
-            revisions.give(tensors)
+            revisions.give(workloads)
             for name in arguments.impl:
                 revisions.prepare(name)
             for pair in range(arguments.pairs):

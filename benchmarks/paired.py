@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import impls
-from benchmarks.common import Unmeasurable
+from benchmarks.common import Unmeasurable, tensors
 from benchmarks.processes import Process, Server, ask_all
 from benchmarks.ranks import needs_ranks
 from benchmarks.revisions import export
+from benchmarks.workloads import Workload
 
 ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # of which revision
 TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # of a round each (Williams)
@@ -57,6 +57,7 @@ class Comparison:
         self.commits = {
             role: export(revision, server.folder / role) for role, revision in names.items()
         }
+        self.workloads: dict[str, str] = {}  # a level's
         self.compiling = False
         self.revisions: dict[str, Process] = {}
         self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
@@ -84,10 +85,12 @@ class Comparison:
         if self.compiling:
             self.server.send("compile_once")
 
-    def give(self, inputs: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """The tensors of each level, before anything is measured."""
-        for level, tensors in inputs.items():
-            torch.save(dict(tensors), self.server.folder / f"{level}.pt")
+    def give(self, workloads: Mapping[str, Workload]) -> None:
+        """Each level's tensors, before anything is measured. Raises ``Unmeasurable``."""
+        self.workloads = {level: chosen.name for level, chosen in workloads.items()}
+        for level, chosen in workloads.items():
+            given = tensors(chosen, level, self.dtype, self.device)
+            torch.save(given, self.server.folder / f"{level}.pt")
         if self.compiling:
             self.server.receive()
         self.server.ask("give", device=self.device)
@@ -95,6 +98,10 @@ class Comparison:
 
     def _fork(self, revision: str) -> Process:
         return self.server.fork(self.names[revision], self.server.folder / revision)
+
+    def _cell(self, impl: str) -> Row:
+        level = impl.partition(".")[0]
+        return {"impl": impl, "workload": self.workloads[level], "dtype": self.dtype}
 
     def prepare(self, impl: str) -> None:
         """Have the processes of both revisions import and compile it: their forks need not."""
@@ -107,7 +114,7 @@ class Comparison:
         for role in self.names:
             with self.revisions[role].fork() as process:
                 found = process.ask("exact", impl=impl, dtype=self.dtype)
-                of_cell = process.ask("environment") | {"impl": impl, "role": role}
+                of_cell = process.ask("environment") | self._cell(impl) | {"role": role}
             if "unmeasurable" in found:
                 raise Unmeasurable(f"{self.names[role]}: {found['unmeasurable']}")
             rows += [
@@ -155,8 +162,10 @@ class Comparison:
                 block = min(processes[role].ask("block", **ask, **one))
                 if role == "base":
                     of_base.append(block)
-                of_cell = {"impl": cell.impl, "metric": cell.pass_, "unit": "ms", "role": role}
-                yield of_cell | {"pair": number, "block": position, "value": 1e3 * block}
+                yield self._cell(cell.impl) | {
+                    **{"metric": cell.pass_, "unit": "ms", "role": role},
+                    **{"pair": number, "block": position, "value": 1e3 * block},
+                }
         self.calls[cell] = statistics.median(of_base)
 
 

@@ -162,7 +162,7 @@ def list_verdicts(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m reports verdicts",
         description="The verdicts of `python -m benchmarks compare` again, from its raw pairs. "
-        "Exit 1 if something regressed or is wrong.",
+        "Exit 1 if something regressed or became wrong.",
     )
     parser.add_argument("file", type=Path)
     parser.add_argument("--margin", type=margin, help="another than it was measured with")
@@ -173,7 +173,7 @@ def list_verdicts(argv: list[str]) -> int:
         print(f"{arguments.file}: {error}", file=sys.stderr)
         return 2
     print(verdicts.markdown(table))
-    return int(table["verdict"].isin(["regressed", "wrong"]).any())
+    return int(table["verdict"].isin(verdicts.FAILED).any())
 
 
 def show_calibration(argv: list[str]) -> int:

@@ -25,6 +25,7 @@ BASES = {  # what each role is held against
     "control": ("base", "planted"),
     "planted": ("base", "control"),
 }
+FAILED = ("regressed", "wrong")
 NEAR = 2
 FALSE_DISCOVERIES = 0.01  # of all cells called regressed or improved, by Benjamini-Hochberg
 
@@ -165,11 +166,13 @@ def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
 
 
 def exact(metric: str, base: float, head: float) -> dict[str, object]:
-    """Bytes are compared to the byte; an error beyond its budget (1) is wrong."""
+    """Bytes are compared to the byte. An error beyond its budget (1) is wrong, and no change if it
+    was before."""
     if np.isnan(base + head):  # interrupted before both were there
         return {"verdict": "inconclusive"}
     if metric == "error":
-        return {"verdict": "wrong" if not head <= 1 else "right"}
+        change = "right" if head <= 1 else "wrong" if base <= 1 else "wrong in both"
+        return {"verdict": change}
     change = "regressed" if head > base else "improved" if head < base else "equivalent"
     return {"verdict": change, "ratio": head / base if base else np.nan}
 

@@ -10,6 +10,7 @@ from reports.verdicts import (
     ALPHA,
     COLUMNS,
     ENVIRONMENT,
+    FAILED,
     PAIRS,
     Incomparable,
     effect,
@@ -155,13 +156,15 @@ def test_different_environments_are_not_compared(field: str) -> None:
 
 def test_bytes_are_compared_to_the_byte_and_errors_with_their_budget() -> None:
     cells = [("peak_memory", 100, 101), ("saved_memory", 100, 99), ("error", 0.2, 1.01)]
+    cells += [("error", 1.5, 0.2), ("error", 1.5, 1.01)]
     exact = pd.DataFrame(
-        {"impl": "x", "metric": metric, "role": role, "value": value, "unit": "bytes"}
-        for metric, base, head in cells
+        {"impl": f"x{number}", "metric": metric, "role": role, "value": value, "unit": "bytes"}
+        for number, (metric, base, head) in enumerate(cells)
         for role, value in (("base", base), ("head", head))
     ).assign(**dict.fromkeys(ENVIRONMENT, "same"), margin=MARGIN, dtype="float32", workload="w")
     table = verdicts(exact.reindex(columns=COLUMNS))
-    assert list(table["verdict"]) == ["regressed", "improved", "wrong"]
+    assert list(table["verdict"]) == ["regressed", "improved", "wrong", "right", "wrong in both"]
+    assert list(table["verdict"].isin(FAILED)) == [True, False, True, False, False]
     assert "| 100 bytes | 101 bytes | +1 bytes | **regressed** |" in markdown(table)
 
 
