@@ -12,6 +12,7 @@ from benchmarks.processes import Server
 from benchmarks.revisions import WORK_TREE
 
 SAME = {"base": WORK_TREE, "head": WORK_TREE}
+CELLS = ["logits.builtin", "logits.eager", "logits.fused", "linear.builtin"]
 
 
 def main(argv: list[str]) -> int:
@@ -71,7 +72,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "from where `compare` quotes it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add_cell(parser, "logits.builtin and logits.eager")
+    add_cell(parser, ", ".join(CELLS))
     parser.add_argument("--comparisons", type=int, default=200, help="in all cells together")
     parser.add_argument("--pairs", type=int, default=8, help="of processes, in a comparison")
     parser.add_argument(
@@ -82,6 +83,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="the raw pairs, for `python -m reports calibration FILE`",
     )
     arguments = parser.parse_args(argv)
-    arguments.impl = arguments.impl or ["logits.builtin", "logits.eager"]
+    arguments.impl = arguments.impl or CELLS
     arguments.passes = arguments.passes or ["forward_backward"]
     return arguments

@@ -183,8 +183,9 @@ def test_strict_makes_the_undecided_fail(clone) -> None:
 
 
 def test_calibrate_compares_the_same_with_itself(clone) -> None:
-    few = ("--comparisons", "2", "--pairs", "2", "--workload", "notebook", "--out", "pairs.csv")
-    code, table, errors = run(clone, "calibrate", *few)
+    both = ("--impl", "logits.builtin", "--impl", "logits.eager", "--workload", "notebook")
+    few = ("--comparisons", "2", "--pairs", "2", "--out", "pairs.csv")
+    code, table, errors = run(clone, "calibrate", *both, *few)
     assert code == 0, errors
     assert (
         "| logits.builtin · forward_backward · notebook · float32 | 2 % | 2 pairs | 1 | 0 |"
