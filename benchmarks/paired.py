@@ -1,12 +1,14 @@
 """Two revisions of ``impls``, measured in turn by live processes: raw pairs, for verdicts.
 
-Each revision is imported by a process of its own, which is idle while another measures. A pair is a
-fresh set of processes, as each has a bias of its own: one of the base, one of the head, and two
-controls of the base, one of them with a planted slowdown. They are forked from one that has
-imported torch and holds the tensors, so that all read these at the same place. They take turns call
-by call, in orders in which each comes after each of the others as often, and none after itself,
-which alone makes a call faster by a percent. Of short calls, a turn is a block of several, which
-counts as its fastest, since what disturbs a call only adds to it.
+A pair is a fresh set of processes, as each has a bias of its own: one of the base, one of the head,
+and two controls of the base, one of them with a planted slowdown. Each is forked from a process of
+its role, which has imported the revision and called the loss. These are four, not one a revision:
+else the head, the only one of its kind, is half a percent slower (reports/HISTORY.md). They are
+forked from one that has imported torch and holds the tensors, so that all read these at the same
+place. Processes are idle while another measures. They take turns call by call, in orders in which
+each comes after each of the others as often, and none after itself, which alone makes a call faster
+by a percent. Of short calls, a turn is a block of several, which counts as its fastest, since what
+disturbs a call only adds to it.
 """
 
 import csv
@@ -47,10 +49,7 @@ class Cell:
 
 
 class Comparison:
-    """``base`` and ``head``, exported to the server's folder, and the processes that measure them.
-
-    They are forked from one of each revision, and these from the server.
-    """
+    """``base`` and ``head``, exported to the server's folder, and a process for each role."""
 
     def __init__(self, server: Server, names: dict[str, str], dtype: str, device: str):
         self.server, self.names, self.dtype, self.device = server, names, dtype, device
@@ -59,7 +58,7 @@ class Comparison:
         }
         self.workloads: dict[str, str] = {}  # a level's
         self.compiling = False
-        self.revisions: dict[str, Process] = {}
+        self.roles: dict[str, Process] = {}
         self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
 
     def changed(self) -> list[str]:
@@ -94,7 +93,7 @@ class Comparison:
         if self.compiling:
             self.server.receive()
         self.server.ask("give", device=self.device)
-        self.revisions = {role: self._fork(of) for role, of in ROLES.items()}
+        self.roles = {role: self._fork(of) for role, of in ROLES.items()}
 
     def _fork(self, revision: str) -> Process:
         return self.server.fork(self.names[revision], self.server.folder / revision)
@@ -104,15 +103,15 @@ class Comparison:
         return {"impl": impl, "workload": self.workloads[level], "dtype": self.dtype}
 
     def prepare(self, impl: str) -> None:
-        """Have the processes of both revisions import and compile it: their forks need not."""
-        ask_all(self.revisions.values(), "prepare", impl=impl, dtype=self.dtype)
+        """Have the process of each role import and compile it: its forks need not."""
+        ask_all(self.roles.values(), "prepare", impl=impl, dtype=self.dtype)
 
     def exact(self, impl: str) -> list[Row]:
         """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""
         rows: list[Row] = []
         # One after the other: the oracle needs much memory.
         for role in self.names:
-            with self.revisions[role].fork() as process:
+            with self.roles[role].fork() as process:
                 found = process.ask("exact", impl=impl, dtype=self.dtype)
                 of_cell = process.ask("environment") | self._cell(impl) | {"role": role}
             if "unmeasurable" in found:
@@ -131,7 +130,7 @@ class Comparison:
         first = number % len(ROLES)  # to be the first is no merit
         with ExitStack() as stack:
             processes = {
-                role: stack.enter_context(self.revisions[role].fork())
+                role: stack.enter_context(self.roles[role].fork())
                 for role in [*ROLES][first:] + [*ROLES][:first]
             }
             answers = ask_all(processes.values(), "environment")

@@ -20,7 +20,9 @@ ENVIRONMENT = {
     **LARGE_PAGES,
     **BOUND_THREADS,
     "PYTHONPATH": str(ROOT),
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # a pool of them would not survive a fork
+    # Neither a pool of processes that compile nor CUDA's runtime would survive a fork.
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 
 

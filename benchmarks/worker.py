@@ -89,19 +89,17 @@ class Worker:
             in_thread(compile_something)
 
     def prepare(self, impl: str, dtype: str) -> None:
-        """Import the loss and, on a CPU, call it: a fork of this process need not compile it.
+        """Import the loss and call it, so that a fork of this process need not compile it.
 
-        Not on CUDA, which does not survive a fork.
+        On CUDA each fork has to: what has used a GPU cannot be forked.
         """
-        from benchmarks.common import load
 
         def first_call() -> None:
             with self.unbound():
                 self.new_step(impl, dtype).forward_backward()
 
-        with suppress(*cannot()):  # exact says so
-            load(impl, dtype, self.device)
-            if self.device == "cpu":
+        if self.device == "cpu":
+            with suppress(*cannot()):  # exact says so
                 in_thread(first_call)
 
     def exact(self, impl: str, dtype: str) -> dict[str, Any]:

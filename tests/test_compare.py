@@ -174,6 +174,27 @@ def test_interrupted_or_killed_it_leaves_nothing_but_its_pairs(clone, how) -> No
     assert (pd.read_csv(pairs)["unit"] == "ms").any()
 
 
+def test_interrupted_while_torch_is_imported_it_leaves_nothing(clone) -> None:
+    process = start(clone, "compare", "HEAD", "HEAD", *QUICK)
+    while not list((clone.parent / "temporary").glob("cross-entropy-*")):
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    nothing_is_left(clone)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+
+
+def test_the_other_process_begins_before_torch_is_imported() -> None:
+    code = "import sys, benchmarks.__main__; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
 def test_strict_makes_the_undecided_fail(clone) -> None:
     command = ("HEAD", "HEAD", *QUICK, "--pass", "forward")
     code, out, _ = compare(clone, *command)
