@@ -10,8 +10,11 @@ COMMANDS = ("semantics", "compare", "calibrate", "plan")
 
 
 def main(argv: list[str]) -> int:
-    is_command = bool(argv) and argv[0] in COMMANDS
+    is_command = bool(argv) and not argv[0].startswith("-")
     name, rest = (argv[0], argv[1:]) if is_command else ("side_by_side", argv)
+    if is_command and name not in COMMANDS:
+        print(f"no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
     try:
         with ExitStack() as stack:
             # It imports torch, which takes seconds, while this process does so too.

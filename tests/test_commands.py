@@ -148,6 +148,13 @@ def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, monkeypatch
     assert says in capsys.readouterr().err
 
 
+def test_a_mistyped_command_is_said(capsys) -> None:
+    assert main(["compar", "HEAD"]) == 2
+    assert capsys.readouterr().err == (
+        "no command 'compar'; there are semantics, compare, calibrate, plan\n"
+    )
+
+
 def test_no_cuda_is_said(tmp_path) -> None:
     import torch
 
