@@ -1,4 +1,7 @@
-"""The side that asks the processes of ``benchmarks.worker``."""
+"""The side that asks the processes of ``benchmarks.worker``.
+
+It imports nothing that takes long: the first of them begins before this one has imported torch.
+"""
 
 import json
 import os

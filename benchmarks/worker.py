@@ -2,8 +2,9 @@
 
 ``python -P -m benchmarks.worker FOLDER FD`` imports torch, and answers requests that come as JSON
 on its socket FD. It can be asked to fork: the new process answers on a socket of its own, which
-comes with the request. So a tree grows, from one that has torch and the tensors to two that each
-have a revision, its losses compiled, and on to those that measure. ``benchmarks.processes`` asks.
+comes with the request. So a tree grows, from one that has torch and the tensors to one for each
+role that has its revision, the losses compiled, and on to those that measure.
+``benchmarks.processes`` asks.
 """
 
 import json

@@ -25,9 +25,9 @@ BASES = {  # what each role is held against
     "control": ("base", "planted"),
     "planted": ("base", "control"),
 }
-FAILED = ("regressed", "wrong")
 NEAR = 2
 FALSE_DISCOVERIES = 0.01  # of all cells called regressed or improved, by Benjamini-Hochberg
+FAILED = ("regressed", "wrong")  # for which the commands exit with 1
 
 
 class Incomparable(ValueError):

@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from benchmarks import calibrate
 from benchmarks.__main__ import main
-from benchmarks.compare import parse
+from benchmarks.compare import parse, workloads_of
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--workload", "notebook", "--impl", "logits.eager", "--budget", "1")
@@ -187,12 +188,28 @@ def test_interrupted_while_torch_is_imported_it_leaves_nothing(clone) -> None:
     assert "Traceback" not in errors
 
 
-def test_the_other_process_begins_before_torch_is_imported() -> None:
-    code = "import sys, benchmarks.__main__; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "False\n"
+def test_the_other_process_begins_before_torch_is_imported_and_may_find_no_room() -> None:
+    code = """if True:
+        import sys
+        import benchmarks.__main__ as command
+
+        def server():
+            print("torch" in sys.modules)
+            raise OSError("no space left")
+
+        command.Server = server
+        print(command.main(["compare", "HEAD"]))
+    """
+    asked = [sys.executable, "-c", code]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n2\n", "no space left\n")
+
+
+def test_each_level_has_a_workload_of_its_own_unless_one_is_chosen() -> None:
+    names = calibrate.parse([]).impl
+    usual = {level: found.name for level, found in workloads_of(names, None).items()}
+    assert usual == {"logits": "gpt2_text@32", "linear": "tinystories_1m"}
+    assert {found.name for found in workloads_of(names, "notebook").values()} == {"notebook"}
 
 
 def test_strict_makes_the_undecided_fail(clone) -> None:
