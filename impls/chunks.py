@@ -2,6 +2,10 @@
 
 import torch
 
+from impls import rows
+from impls.loss import INTERPRETED
+from impls.reduction import is_at_hand
+
 ROWS = 4096  # of dW at a time, where a product is not made in dW's dtype
 
 
@@ -11,6 +15,35 @@ def tokens_a_chunk(input):
     C V logits are a quarter of W for wide hidden states. reports/HISTORY.md has the curve.
     """
     return max(input.shape[1] // 4, 512 if input.itemsize == 2 else 384)
+
+
+def losses_and_gradient(x, q, upstream, softcap, z_loss):
+    """Of (C, V) logits x the (C,) losses and, given ``upstream`` (C,), the gradient, in x's place.
+
+    On CUDA by the Triton kernel, which has no float64.
+    """
+    if (x.is_cuda or INTERPRETED) and x.dtype != torch.float64:
+        from impls.kernels import cross_entropy_triton as kernel
+
+        if upstream is None:
+            return kernel.rows(x, *q, None, softcap, z_loss)[0], None
+        return kernel.rows_(x, *q, upstream, softcap, z_loss), x
+    # Over the logits, unless a softcap needs them. In half precision inductor does that badly.
+    exps = x if softcap is None and x.itemsize > 2 else None
+    losses, row = rows.losses(x, q, softcap, z_loss, exps)
+    if upstream is None:
+        return losses, None
+    return losses, rows.gradient(x, q, row, upstream, softcap, z_loss, exps)
+
+
+def scale(grad, factor):
+    """``grad`` times the number ``factor``, in place; where that is 1, nothing is written."""
+    if grad.is_cuda:
+        from impls.kernels import cross_entropy_triton as kernel
+
+        kernel.scale_(grad, factor)
+    elif not (is_at_hand(factor) and factor == 1):
+        grad.mul_(factor)
 
 
 def multiply(g, h, linear_weight, grad_input, grad_weight, beta):

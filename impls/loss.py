@@ -102,11 +102,15 @@ def triton_support(**more: Any) -> Support:
 
     The interpreter multiplies bfloat16 as if it were an integer (triton 3.9), so it has none.
     """
-    if not INTERPRETED:
-        return Support(("cuda",), ("float32", "bfloat16", "float16"), **more)
-    untraceable = {"in_a_compiled_step": "torch.compile cannot trace Triton's interpreter"}
-    deviations = untraceable | more.pop("deviations", {})
-    return Support(("cpu",), ("float32", "float16"), deviations=deviations, **more)
+    if INTERPRETED:
+        return Support(("cpu",), ("float32", "float16"), **more)
+    return Support(("cuda",), ("float32", "bfloat16", "float16"), **more)
+
+
+# The deviation of a Triton kernel that is no operator of torch's, while it is interpreted.
+UNTRACEABLE: Mapping[str, str] = (
+    {"in_a_compiled_step": "torch.compile cannot trace Triton's interpreter"} if INTERPRETED else {}
+)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from impls import rows
-from impls.chunks import multiply, tokens_a_chunk
+from impls.chunks import losses_and_gradient, multiply, scale, tokens_a_chunk
 from impls.loss import autocast, check_call
 from impls.reduction import Q, distribution, first_order, norm, result_dtype
 
@@ -60,12 +60,10 @@ def over_chunks(tensors, q, upstream, needs_grad, softcap, z_loss, filter_eps, a
         x = torch.mm(h, linear_weight.T, out=buffer[: len(h)])
         if linear_bias is not None:
             x += linear_bias
-        # Over the logits, unless a softcap needs them. In half precision inductor does that badly.
-        exps = x if softcap is None and x.itemsize > 2 else None
-        losses[part], row = rows.losses(x, of_part, softcap, z_loss, exps)
+        share = None if upstream is None else upstream[part]
+        losses[part], g = losses_and_gradient(x, of_part, share, softcap, z_loss)
         if upstream is None:
             continue
-        g = rows.gradient(x, of_part, row, upstream[part], softcap, z_loss, exps)
         factors = (g, h, linear_weight, grad_input[part] if for_input else None, grad_weight)
         if filter_eps is None:
             multiply(*factors, beta=min(start, 1))
@@ -100,9 +98,11 @@ class Loss(torch.autograd.Function):
             share = upstream if norm is None else counted / norm
             q = Q(y, at_y, everywhere)
             _, grads = over_chunks(tensors, q, share, ctx.needs_input_grad, *ctx.options)
-        dtype, factor = tensors[0].dtype, 1 if norm is None else upstream
-        grads = [None if grad is None else grad.mul_(factor).to(dtype) for grad in grads]
-        return *grads, *[None] * 10
+        made = [grad for grad in grads if grad is not None]
+        for grad in made if norm is not None else ():
+            scale(grad, upstream)
+        dtype = tensors[0].dtype
+        return *(None if grad is None else grad.to(dtype) for grad in grads), *[None] * 10
 
 
 def linear_cross_entropy(
