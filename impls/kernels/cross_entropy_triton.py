@@ -19,6 +19,7 @@ from torch import Tensor
 from impls.loss import INTERPRETED
 
 SLICE = 8192  # logits that a program holds
+SLICE_WITH_OPTIONS = 4096  # the same with a softcap or smoothing, which take registers
 WARPS = 8
 PROGRAMS = 3  # that run on a multiprocessor at once
 REGISTERS = 65536 // (32 * WARPS * PROGRAMS) // 8 * 8  # of a thread, so that they fit
@@ -178,8 +179,8 @@ def launch(
     losses = at_y.new_empty(n)
     if n == 0:
         return losses
-    size = SLICE
-    if INTERPRETED or vocab <= SLICE:  # interpreted programs run one after the other: none may wait
+    size = SLICE if everywhere is None and softcap is None else SLICE_WITH_OPTIONS
+    if INTERPRETED or vocab <= size:  # interpreted programs run one after the other: none may wait
         size = triton.next_power_of_2(vocab)
     parts = triton.cdiv(vocab, size)
     groups, options = n, {}
