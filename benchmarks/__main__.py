@@ -1,6 +1,8 @@
 """``python -m benchmarks``: implementations side by side or, as the first word says, a command."""
 
 import importlib
+import os
+import signal
 import sys
 from contextlib import ExitStack
 
@@ -27,8 +29,15 @@ def main(argv: list[str]) -> int:
                     return 0
                 print(f"{name} is not for torchrun: it measures one process", file=sys.stderr)
                 return 2
-            return command.main(rest, *servers)
+            code = command.main(rest, *servers)
+            sys.stdout.flush()
+            return code
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # `head` has seen enough: its pipe is broken, not one of ours
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

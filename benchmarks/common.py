@@ -54,7 +54,7 @@ def load_for(name: str, dtype: str, device: str) -> impls.Loss:
         raise Unmeasurable(f"{name} {error}") from error
     for kind, wanted, supported in (
         ("device", device, loss.support.devices),
-        ("dtype", dtype, loss.support.dtypes),
+        ("dtype", dtype, loss.support.dtypes_on(device)),
     ):
         if wanted not in supported:
             raise Unmeasurable(f"{name} has no {kind} {wanted}, only {', '.join(supported)}")

@@ -18,6 +18,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -27,11 +28,11 @@ __all__ = ["Loss", "Support", "Unavailable", "UnknownImplementation", "load", "n
 
 
 class Unavailable(ImportError):
-    """An implementation that cannot run here, because a package it adapts is not installed."""
+    """An implementation that cannot run here: what it imports is missing, too old, or fails."""
 
 
 class UnknownImplementation(LookupError):
-    """A name that no file answers to."""
+    """A name that no file answers to, or a stranger's file that is none."""
 
 
 def names(folder: Path = Path(__file__).parent) -> list[str]:
@@ -48,8 +49,9 @@ def load(name: str) -> Loss:
 
     Either may be followed by options in brackets: ``linear.fused(softcap=30.0)`` is that loss with
     that softcap, under that name. Raises ``UnknownImplementation`` if there is no such name, file
-    or option, and ``Unavailable`` if a third-party package that it imports is missing. Any other
-    error in the file is a bug of it, and stays as it is.
+    or option, or if the file at a path fails itself; and ``Unavailable`` if a package that it
+    imports is missing, lacks a name or fails. An error of a file of ours is a bug, and stays as it
+    is.
     """
     if match := re.fullmatch(r"(.+?\.py|[\w.]+)(\(.*\))", name):
         base, brackets = match.groups()
@@ -65,17 +67,54 @@ def load(name: str) -> Loss:
         raise UnknownImplementation(f"no implementation {name!r}{hint}")
     try:
         module = _execute(Path(name)) if is_path else importlib.import_module(f"impls.{name}")
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package == "impls" or importlib.util.find_spec(package) is not None:
+    except Exception as error:
+        if reason := _lacking(error, Path(name)):
+            raise Unavailable(reason) from error
+        if not is_path:
             raise
-        raise Unavailable(f"needs the package {package}, which is not installed") from error
+        line = next((at for file, at in _frames(error) if file == Path(name).resolve()), None)
+        where = name if line is None else f"{name}, line {line}"
+        raise UnknownImplementation(f"{where}: {_one_line(error)}") from error
     level = _level(name, module)
     if is_path:
         name = f"{level}.{name}"
     support = getattr(module, "support", Support())
     summary = (module.__doc__ or "").strip().partition("\n")[0]
     return Loss(name, level, getattr(module, FUNCTIONS[level]), support, summary)
+
+
+def _lacking(error: Exception, file: Path) -> str:
+    """Why what a loss imports cannot be had here, or "" if the loss itself is to blame."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    is_theirs = package not in ("", "impls")
+    is_missing = isinstance(error, ModuleNotFoundError)
+    if is_theirs and is_missing and importlib.util.find_spec(package) is None:
+        return f"needs the package {package}, which is not installed"
+    source = next((file for file, _ in _frames(error)), Path())
+    if source != file.resolve() and not source.is_relative_to(Path(__file__).parent):
+        return f"imports what fails here: {_one_line(error)}"
+    if is_theirs and not is_missing:
+        return f"needs another version of {package}: {_one_line(error)}"
+    return ""
+
+
+def _frames(error: Exception) -> list[tuple[Path, int]]:
+    """The files and lines where it was raised, innermost first, without those of importing."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or "", error.lineno or 0))
+    return [
+        (Path(file).resolve(), line)
+        for file, line in reversed(frames)
+        if not file.startswith("<frozen importlib") and file != importlib.__file__
+    ]
+
+
+def _one_line(error: Exception) -> str:
+    said = str(error).strip().partition("\n")[0]
+    if isinstance(error, ImportError):
+        said = said.partition(" (")[0]  # the rest is a path
+    return f"{type(error).__name__}: {said}"
 
 
 def _options(name: str, brackets: str, known: tuple[str, ...]) -> dict[str, Any]:
@@ -115,4 +154,6 @@ def _level(name: str, module: ModuleType) -> str:
         return "sharded" if "group" in parameters else "linear"
     if hasattr(module, FUNCTIONS["logits"]):
         return "logits"
-    raise AttributeError(f"{name} defines none of {', '.join(dict.fromkeys(FUNCTIONS.values()))}")
+    raise UnknownImplementation(
+        f"{name} defines none of {', '.join(dict.fromkeys(FUNCTIONS.values()))}"
+    )

@@ -83,7 +83,8 @@ class Support:
     """Where an implementation runs. A file that says nothing else runs wherever torch does.
 
     ``deviations`` are the properties of the gate that a rival is known to lack, each with what it
-    does instead; a gate that finds one mended fails, so that it is struck off here.
+    does instead; a gate that finds one mended fails, so that it is struck off here. On CUDA,
+    ``cuda_deviations`` are added to them; an empty text takes one away there.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -91,6 +92,17 @@ class Support:
     overwrites_input: bool = False
     even_slices: bool = False  # a sharded one: its slices must be those of torch.chunk
     deviations: Mapping[str, str] = field(default_factory=dict)
+    cuda_dtypes: tuple[str, ...] | None = None  # None: those above
+    cuda_deviations: Mapping[str, str] = field(default_factory=dict)
+
+    def dtypes_on(self, device: str) -> tuple[str, ...]:
+        """The dtypes that it takes on ``device``, "cpu" or "cuda"."""
+        return self.cuda_dtypes if device == "cuda" and self.cuda_dtypes else self.dtypes
+
+    def deviations_on(self, device: str) -> dict[str, str]:
+        """Its deviations on ``device``, "cpu" or "cuda"."""
+        merged = {**self.deviations, **(self.cuda_deviations if device == "cuda" else {})}
+        return {check: deviation for check, deviation in merged.items() if deviation}
 
 
 # Triton's interpreter runs a kernel on the CPU, one program at a time: for values, not for times.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from impls.compile import compile_whole
 from impls.reduction import Q, accumulation_dtype
 
 
@@ -86,11 +87,10 @@ def largest(x: Tensor) -> Tensor:
     return x.abs().amax(0)
 
 
-# With fullgraph, what cannot be compiled raises, rather than run uncompiled.
-compiled_sums, compiled_from_exps, compiled_from_logits, compiled_largest = (
-    torch.compile(function, fullgraph=True, recompile_limit=64)  # type: ignore[call-overload]
-    for function in (sums, from_exps, from_logits, largest)
-)
+compiled_sums = compile_whole(sums)
+compiled_from_exps = compile_whole(from_exps)
+compiled_from_logits = compile_whole(from_logits)
+compiled_largest = compile_whole(largest)
 
 
 def losses(
@@ -105,10 +105,11 @@ def losses(
     m, s, t = compiled_sums(input, q.everywhere, softcap, exps_out)
     row = Row(m, s.log(), cap(x_y.to(m.dtype), softcap))
     losses = -q.at_y * (row.x_y - m - row.log_s).squeeze(1)
+    # Not in place: Dynamo of torch 2.11 then loses the gradient of a Function that calls this.
     if q.everywhere is not None:
-        losses -= (t - q.everywhere.sum() * row.log_s).squeeze(1)
+        losses = losses - (t - q.everywhere.sum() * row.log_s).squeeze(1)
     if z_loss:
-        losses += z_loss * (m + row.log_s).squeeze(1).square()
+        losses = losses + z_loss * (m + row.log_s).squeeze(1).square()
     return losses, row
 
 

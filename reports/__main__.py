@@ -4,6 +4,7 @@ calibration, regressions.
 
 import argparse
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -253,4 +254,6 @@ def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> tuple[pd.Dat
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # end as others do where `head` has seen enough
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

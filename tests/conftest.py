@@ -122,4 +122,7 @@ def loss(request: pytest.FixtureRequest) -> impls.Loss:
         pytest.skip(f"{k} ranks need as many GPUs; here are {torch.cuda.device_count()}")
     if k:
         found = request.getfixturevalue("ranks").loss(name, k)
-    return replace(found, support=replace(found.support, devices=(device,)))
+    support = found.support
+    dtypes, deviations = support.dtypes_on(device), support.deviations_on(device)
+    on_device = replace(support, devices=(device,), dtypes=dtypes, deviations=deviations)
+    return replace(found, support=on_device)

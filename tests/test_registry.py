@@ -1,5 +1,8 @@
 """The filesystem is the registry: names without imports, loading with clear failures."""
 
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 import impls
+from impls.loss import Support
 
 OURS = {
     "linear.builtin",
@@ -136,15 +140,90 @@ def test_missing_third_party_package_is_unavailable(tmp_path) -> None:
         impls.load(file)
 
 
-@pytest.mark.parametrize("text", ["import impls.nothing", "import torch.nothing", "1 / 0"])
-def test_a_bug_of_ones_own_stays_loud(tmp_path, text: str) -> None:
-    with pytest.raises((ModuleNotFoundError, ZeroDivisionError)) as caught:
+@pytest.mark.parametrize(
+    ("package", "file", "reason"),
+    [
+        ("", "from PACKAGE import a_name", "needs another version of PACKAGE: ImportError: cannot"),
+        ("1 / 0", "import PACKAGE", "imports what fails here: ZeroDivisionError: division by zero"),
+        ("import nobody_has", "import PACKAGE", "needs the package nobody_has"),
+        ("import PACKAGE.part", "import PACKAGE", "imports what fails here: ModuleNotFoundError"),
+        ("def f(:", "import PACKAGE", "imports what fails here: SyntaxError: invalid syntax"),
+        ("raise OSError('libcuda.so: none')", "import PACKAGE", "OSError: libcuda.so: none"),
+    ],
+)
+def test_a_package_that_fails_makes_it_unavailable(
+    tmp_path, monkeypatch, package: str, file: str, reason: str
+) -> None:
+    """In one line, whatever the package raises."""
+    site = tmp_path / "site"
+    site.mkdir()
+    name = tmp_path.name  # which no other test has imported
+    write(site, package.replace("PACKAGE", name), f"{name}.py")
+    monkeypatch.syspath_prepend(site)
+    with pytest.raises(impls.Unavailable) as caught:
+        impls.load(write(tmp_path, file.replace("PACKAGE", name)))
+    assert reason.replace("PACKAGE", name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import impls.nothing", r"line 1: ModuleNotFoundError: No module named 'impls.nothing'"),
+        ("import torch.nothing", r"line 1: ModuleNotFoundError: No module named 'torch.nothing'"),
+        ("x = 1\n1 / 0", r"line 2: ZeroDivisionError: division by zero"),
+        ("x = 1\n\ndef f(:", r"line 3: SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_strangers_bug_is_said_in_a_line(tmp_path, text: str, says: str) -> None:
+    with pytest.raises(impls.UnknownImplementation, match=says) as caught:
         impls.load(write(tmp_path, text))
-    assert not isinstance(caught.value, impls.Unavailable)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bug_of_ours_stays_loud_but_does_not_hide_the_others(tmp_path) -> None:
+    shutil.copytree(Path(impls.__file__).parent, tmp_path / "impls")
+    (tmp_path / "impls" / "logits" / "eager.py").write_text("1 / 0\n")
+    run = [sys.executable, "-c", "import impls; impls.load('logits.eager')"]
+    loud = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert "ZeroDivisionError" in loud.stderr
+    assert "Unavailable" not in loud.stderr
+    run = [sys.executable, "-m", "impls"]
+    table = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert re.search("logits.eager +not available here: ZeroDivisionError: division", table)
+    assert "logits.builtin" in table
+
+
+def test_what_no_one_reads_on_ends_quietly() -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "impls", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert run.stdout is not None
+    run.stdout.close()  # before anything is written: importing torch takes a second
+    assert run.communicate()[1] == b""
+    assert run.returncode == -signal.SIGPIPE
+
+
+def test_dtypes_and_deviations_may_be_others_on_cuda() -> None:
+    support = Support(
+        dtypes=("float32", "bfloat16"),
+        cuda_dtypes=("bfloat16",),
+        deviations={"empty": "raises", "strides": "wrong"},
+        cuda_deviations={"empty": "", "deterministic": "atomics"},
+    )
+    assert support.dtypes_on("cpu") == ("float32", "bfloat16")
+    assert support.dtypes_on("cuda") == ("bfloat16",)
+    assert support.deviations_on("cpu") == {"empty": "raises", "strides": "wrong"}
+    assert support.deviations_on("cuda") == {"strides": "wrong", "deterministic": "atomics"}
+    everywhere = Support(dtypes=("float32",), deviations={"empty": "raises"})
+    assert everywhere.dtypes_on("cuda") == ("float32",)
+    assert everywhere.deviations_on("cuda") == {"empty": "raises"}
 
 
 def test_a_file_without_a_loss_says_what_it_lacks(tmp_path) -> None:
-    with pytest.raises(AttributeError, match="defines none of cross_entropy, linear_cross_entropy"):
+    with pytest.raises(
+        impls.UnknownImplementation, match="defines none of cross_entropy, linear_cross_entropy"
+    ):
         impls.load(write(tmp_path, "x = 1"))
 
 

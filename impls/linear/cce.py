@@ -12,6 +12,7 @@ from impls.reduction import result_dtype
 
 support = Support(
     dtypes=("float32", "bfloat16", "float16"),
+    cuda_dtypes=("bfloat16", "float16"),
     deviations={"out_of_range": "raises RuntimeError, where F.cross_entropy raises IndexError"},
 )
 

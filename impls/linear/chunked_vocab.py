@@ -46,7 +46,8 @@ class RowLosses(torch.autograd.Function):
         log_s = s.log()
         losses = -at_y * (x_y - m - log_s).squeeze(1)
         if everywhere is not None:
-            losses -= (t - everywhere.sum() * log_s).squeeze(1)
+            # Not in place: Dynamo of torch 2.11 then loses the gradient.
+            losses = losses - (t - everywhere.sum() * log_s).squeeze(1)
         ctx.save_for_backward(input, linear_weight, linear_bias, m, log_s, y, at_y, everywhere)
         return losses
 

@@ -3,10 +3,12 @@
 import torch
 import torch.nn.functional as F
 
+from impls.compile import compile_whole
 from impls.loss import autocast, check_call
 from impls.reduction import accumulation_dtype, distribution, first_order, reduce, result_dtype
 
 
+@compile_whole
 def row_losses(input, linear_weight, linear_bias, y, at_y, everywhere):
     """(N, D) hidden states, (V, D) weight, (V,) bias and the N rows of q to (N,) losses."""
     x = F.linear(input, linear_weight, linear_bias).to(accumulation_dtype(input.dtype))  # (N, V)
@@ -15,12 +17,6 @@ def row_losses(input, linear_weight, linear_bias, y, at_y, everywhere):
     if everywhere is not None:
         losses = losses - (log_p * everywhere).sum(1)
     return losses
-
-
-# With fullgraph, what cannot be compiled raises, rather than run uncompiled under this name.
-row_losses = torch.compile(  # type: ignore[call-overload]  # torch's stub lacks recompile_limit
-    row_losses, fullgraph=True, recompile_limit=64
-)
 
 
 class FirstOrder(torch.autograd.Function):

@@ -35,7 +35,8 @@ class RowLosses(torch.autograd.Function):
         log_s = s.log()
         losses = -at_y * (input.gather(1, y[:, None]) - m - log_s).squeeze(1)
         if everywhere is not None:
-            losses -= (t - everywhere.sum() * log_s).squeeze(1)
+            # Not in place: Dynamo of torch 2.11 then loses the gradient.
+            losses = losses - (t - everywhere.sum() * log_s).squeeze(1)
         ctx.save_for_backward(input, m, log_s, y, at_y, everywhere)
         return losses
 

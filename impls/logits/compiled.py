@@ -1,15 +1,11 @@
 """The loss from scratch (eager) through torch.compile, its passes fused by the compiler."""
 
-import torch
-
+from impls.compile import compile_whole
 from impls.logits.eager import RowLosses
 from impls.loss import check_call
 from impls.reduction import distribution, reduce, result_dtype
 
-# With fullgraph, what cannot be compiled raises, rather than run uncompiled under this name.
-row_losses = torch.compile(  # type: ignore[call-overload]  # torch's stub lacks recompile_limit
-    RowLosses.apply, fullgraph=True, recompile_limit=64
-)
+row_losses = compile_whole(RowLosses.apply)
 
 
 def cross_entropy(

@@ -29,7 +29,8 @@ class RowLosses(torch.autograd.Function):
         log_p_y = x.gather(1, y[:, None]) - top - log_sum  # (N, 1)
         losses = -at_y * log_p_y.squeeze(1)
         if everywhere is not None:
-            losses -= (x - top).sub_(log_sum).mul_(everywhere).sum(1)
+            # Not in place: Dynamo of torch 2.11 then loses the gradient.
+            losses = losses - (x - top).sub_(log_sum).mul_(everywhere).sum(1)
         ctx.save_for_backward(input, top, log_sum, y, at_y, everywhere)
         return losses
 

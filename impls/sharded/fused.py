@@ -44,7 +44,7 @@ def row_losses(input, own, group, softcap, z_loss, exps):
     row = Row(m, m_r, s.log(), x_y)
     losses = -own.at_y * (everywhere_x_y - row.log_s) - (t - own.spread * row.log_s)
     if z_loss:
-        losses += z_loss * (m + row.log_s).square()
+        losses = losses + z_loss * (m + row.log_s).square()
     return losses, row
 
 

@@ -1,0 +1,33 @@
+"""``torch.compile`` as our losses want it, the same on every torch that is supported."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+RECOMPILE_LIMIT = 64  # kinds of tensors that one function may be compiled for; torch's own is 8
+
+
+def compile_whole(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn`` compiled as one graph, for up to 64 kinds of tensors.
+
+    What cannot be compiled raises: it never runs uncompiled.
+    """
+    if torch.__version__ >= "2.13":  # the first torch.compile that takes a limit
+        return torch.compile(  # type: ignore[no-any-return, call-overload]
+            fn, fullgraph=True, recompile_limit=RECOMPILE_LIMIT
+        )
+    compiled = torch.compile(fn, fullgraph=True)
+
+    @functools.wraps(fn)
+    def with_limit(*args: Any) -> Any:
+        # A caller's torch.compile traces through here: it compiles nothing of ours, and it cannot
+        # trace a change of its own settings.
+        if torch.compiler.is_compiling():
+            return compiled(*args)
+        # The setting is global, so it is raised for this call alone. That takes about 10 µs.
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+            return compiled(*args)
+
+    return with_limit
