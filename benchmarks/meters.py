@@ -28,6 +28,13 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def free_cache(device: str) -> None:
+    """Give memory that nothing uses any more back to the device."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
 def seconds(run: Callable[[], Any], device: str) -> float:
     """Wall-clock time of ``run()`` on an otherwise idle device; what it returns is freed after.
 
@@ -52,15 +59,32 @@ def peak_memory(run: Callable[[], Any], device: str) -> int:
     run()  # what is allocated once (workspaces, compiled code) is not the loss's
     gc.collect()
     if device == "cuda":
-        synchronize(device)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        synchronize(device)
-        peak = torch.cuda.max_memory_allocated() - before
+        peak = _cuda_peak(run, "requested_bytes")
     else:
         peak = max(itertools.accumulate(_cpu_allocations(run), initial=0))
     return int(lockstep.largest(peak))
+
+
+def reserved_memory(run: Callable[[], Any]) -> int:
+    """Bytes that torch's CUDA allocator takes from the device for ``run()``, none of them cached.
+
+    It takes more than ``run`` asks for: whole blocks, and what it cannot use again between them.
+    """
+    free_cache("cuda")
+    return int(lockstep.largest(_cuda_peak(run, "reserved_bytes")))
+
+
+def _cuda_peak(run: Callable[[], Any], counted: str) -> int:
+    """How far a count of torch's CUDA allocator rises in ``run()``.
+
+    "requested_bytes" are exact. "allocated_bytes" would be rounded up to blocks.
+    """
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()[f"{counted}.all.current"]
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.memory_stats()[f"{counted}.all.peak"] - before
 
 
 def saved_memory(forward: Callable[[], Any], device: str) -> int:
@@ -69,9 +93,9 @@ def saved_memory(forward: Callable[[], Any], device: str) -> int:
     gc.collect()
     if device == "cuda":
         synchronize(device)
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_stats()["requested_bytes.all.current"]
         result = forward()  # noqa: F841  held while the bytes are counted
-        saved = torch.cuda.memory_allocated() - before
+        saved = torch.cuda.memory_stats()["requested_bytes.all.current"] - before
     else:
         saved = sum(_cpu_allocations(forward))
     return int(lockstep.largest(saved))

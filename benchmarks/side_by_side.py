@@ -3,13 +3,17 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import torch
+
 import impls
-from benchmarks import lockstep, options, rounds
+from benchmarks import lockstep, meters, options, rounds
 from benchmarks.common import Unmeasurable, check_device, check_timeable, tensors
 from benchmarks.environment import describe
+from benchmarks.failures import DeviceLost, first_line
 from benchmarks.options import USER_ERRORS, chosen_losses, open_for_append
 from benchmarks.ranks import needs_ranks
 from benchmarks.step import PASSES
@@ -35,6 +39,7 @@ def run(argv: list[str]) -> int:
         restart(arguments.allocator, argv)
     if not lockstep.is_first():
         arguments.out = Path(os.devnull)
+    torch.set_float32_matmul_precision("highest")  # NVIDIA's containers may allow TF32
     try:
         check_timeable()
         check_device(arguments.device)
@@ -57,21 +62,22 @@ def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.
 
     cell = {"workload": chosen.name, "dtype": arguments.dtype, **describe(arguments.device)}
     rows: list[rounds.Row] = []
+    code = 0
     try:
         for level in impls.loss.FUNCTIONS:
-            group = of_level(losses, level)
-            if not group:
+            if not (group := of_level(losses, level)):
                 continue
             try:
-                inputs = tensors(chosen, level, arguments.dtype, arguments.device)
+                measured = of_group(arguments, chosen, group)
+                rows.extend(rounds.append(arguments.out, (cell | row for row in measured)))
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)
-                continue
-            measured = rounds.measure(
-                group, inputs, arguments.dtype, arguments.device, arguments.passes
-            )
-            full = (cell | row for row in measured)
-            rows.extend(rounds.append(arguments.out, full))
+            except torch.OutOfMemoryError as error:  # not of a loss: of what all of them need
+                print(f"{level} ended early: {first_line(error)}", file=sys.stderr)
+                code = 1
+    except DeviceLost as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:  # here, where the other ranks are quiet
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -79,7 +85,17 @@ def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.
         if rows:
             frame = pd.DataFrame(rows).assign(source="side by side")
             print(f"{render(frame)}\n\n{len(rows)} rows added to {arguments.out}")
-    return 0
+    return code
+
+
+def of_group(
+    arguments: argparse.Namespace, chosen: Workload, group: list[impls.Loss]
+) -> Iterator[rounds.Row]:
+    """The rows of one level's losses. Raises ``Unmeasurable`` if free memory would not do."""
+    dtype, device = arguments.dtype, arguments.device
+    meters.free_cache(device)  # of the level before
+    inputs = tensors(chosen, group[0].level, dtype, device)
+    yield from rounds.measure(group, inputs, dtype, device, arguments.passes)
 
 
 def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:

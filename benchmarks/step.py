@@ -8,7 +8,7 @@ from torch import Tensor
 import impls
 from benchmarks import lockstep, oracle
 
-PASSES = ("forward", "backward", "forward_backward")
+PASSES = ("forward", "backward", "forward_backward", "forward_backward_unit")
 
 
 class Step:
@@ -39,6 +39,13 @@ class Step:
 
     def forward_backward(self) -> tuple[Tensor, ...]:
         return self.backward(self.forward())
+
+    def forward_backward_unit(self) -> tuple[Tensor, ...]:
+        """Both with an upstream gradient of exactly 1, as ``loss.backward()`` gives.
+
+        With it, some losses need not multiply their gradients.
+        """
+        return torch.autograd.grad(self.forward(), self.leaves)
 
     def expected(self) -> dict[str, Tensor]:
         """The oracle's value and gradients for these tensors."""

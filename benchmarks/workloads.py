@@ -127,8 +127,9 @@ def workload(name: str, text: Path | None = None) -> Workload:
 
 def free_bytes(device: str) -> int:
     """Memory that can be allocated on ``device`` now without swapping."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+    if device == "cuda":  # torch's cache can be used again
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + cached
     return psutil.virtual_memory().available
 
 

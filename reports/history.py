@@ -57,9 +57,10 @@ def regressions(rows: pd.DataFrame, margin: float) -> list[Change]:
 def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The histories whose numbers can be compared: those of one quantity in one environment.
 
-    A share is none of these: of more overlap there is nothing to mend.
+    A share is none of these: of more overlap there is nothing to mend. Nor is a first call, which
+    the compiler's cache decides.
     """
-    rows = rows[rows["unit"] != "share"]
+    rows = rows[(rows["unit"] != "share") & (rows["metric"] != "first_call")]
     found = rows.groupby([*ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
     return [group for _, group in found]
 

@@ -11,16 +11,21 @@ RUN = ["source", "machine", "device", "hardware", "commit", "torch", "threads", 
 METRICS = [
     *("forward", "backward", "forward_backward", "peak_memory", "saved_memory", "error"),
     *("sent", "collectives", "communication", "overlap"),  # of sharded losses
+    *("forward_backward_unit", "launch", "reserved_memory", "first_call"),
 ]
+# The time that sorts a table: the first of these that was measured.
+SORTED_BY = ("forward_backward", "forward", "backward", "forward_backward_unit")
 MEBIBYTES = 2**20, "MiB"
 # What is not in milliseconds: how many make one as shown, and what that is called.
 UNITS = {
     **{"peak_memory": MEBIBYTES, "saved_memory": MEBIBYTES, "sent": MEBIBYTES},
-    **{"collectives": (1, "count")},
+    **{"reserved_memory": MEBIBYTES, "collectives": (1, "count")},
 }
 LEGEND = (
     "A cell has the median, its multiple of builtin, and its multiple of the physical limit "
-    "(README says what that is).\n`error` is that of the gradients, relative to float64's."
+    "(README says what that is).\n`error` is that of the gradients, relative to float64's. In "
+    "`forward_backward_unit` the upstream\ngradient is exactly 1, in the other times it is not. "
+    "`first_call` is that of forward and backward."
 )
 SHARDED = (
     "A number is that of the rank with the largest. `sent` is what it hands to collectives, "
@@ -59,6 +64,9 @@ def render(rows: pd.DataFrame) -> str:
         + table.to_markdown(colalign=("left", *["right"] * table.shape[1]))
         for title, run, table in sections(rows)
     ]
+    failed = sorted(rows.loc[rows["metric"] == "failed", "impl"].unique())
+    if failed:
+        blocks.append(f"Failed while it was measured: {', '.join(failed)}. The run says why.")
     is_sharded = (rows["impl"].map(level_of) == "sharded").any()
     return "\n\n".join([*blocks, LEGEND, *([SHARDED] if is_sharded else [])])
 
@@ -112,7 +120,7 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
     """
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     values = last["value"].unstack("metric").reindex(columns=METRICS)
-    times = [name for name in ("forward_backward", "forward", "backward") if values[name].any()]
+    times = [name for name in SORTED_BY if values[name].any()]
     for end in ("low", "high"):
         ends = last[f"ci_{end}"].unstack("metric")
         if times:
@@ -134,6 +142,9 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     for metric, column in values.items():
         if metric == "error":
             shown[metric] = [f"{value:.1e}" if pd.notna(value) else "-" for value in column]
+            continue
+        if metric == "first_call":  # once, and so of no multiple
+            shown["first_call (s)"] = [number(value) for value in column]
             continue
         if metric == "overlap":
             ends = zip(table["overlap_low"], table["overlap_high"], strict=True)

@@ -18,7 +18,7 @@ from benchmarks import oracle
 from benchmarks.__main__ import main
 from benchmarks.common import PROFILES, asv_step, is_importable, right
 from benchmarks.rounds import ROUNDS
-from benchmarks.step import Step
+from benchmarks.step import PASSES, Step
 from benchmarks.variables import PINNED_ALLOCATOR
 from benchmarks.workloads import workload
 from reports.results import COLUMNS
@@ -59,10 +59,10 @@ def measured(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pd.Dat
 def test_side_by_side_measures_every_metric(measured) -> None:
     run, rows = measured
     assert run.returncode == 0, run.stderr
-    assert list(rows) == [*COLUMNS, "samples"]
+    assert list(rows) == [*COLUMNS, "samples", "gpu_state"]
     of = rows.groupby("impl")["metric"].agg(set)
-    times = {"forward", "backward", "forward_backward"}
-    memory = {"peak_memory", "saved_memory", "error"}
+    times = set(PASSES)
+    memory = {"peak_memory", "saved_memory", "error", "first_call"}
     of_logits = ["logits.eager", "logits.builtin", "linear.logits.eager"]
     for impl in (*of_logits, "linear.chunked_vocab", "linear.builtin"):
         assert of[impl] == times | memory
@@ -79,7 +79,7 @@ def test_side_by_side_measures_every_metric(measured) -> None:
 def test_a_wrong_loss_has_no_times(measured) -> None:
     run, rows = measured
     wrong = rows[rows["impl"].str.fullmatch(r"logits\..*zeros\.py")]
-    assert set(wrong["metric"]) == {"peak_memory", "saved_memory", "error"}
+    assert set(wrong["metric"]) == {"peak_memory", "saved_memory", "error", "first_call"}
     assert wrong.loc[wrong["metric"] == "error", "value"].item() > oracle.BAND["float32"]
     assert "gradients are wrong" in run.stderr + run.stdout
 

@@ -55,12 +55,12 @@ def measured(tmp_path_factory) -> tuple[str, pd.DataFrame]:
 
 def test_two_ranks_write_and_print_once(measured) -> None:
     shown, rows = measured
-    assert list(rows) == [*COLUMNS, "samples"]
+    assert list(rows) == [*COLUMNS, "samples", "gpu_state"]
     assert not rows.duplicated(["impl", "metric"]).any()
     counted = {"peak_memory", "sent", "collectives"}
     of = rows.groupby("impl")["metric"].agg(set)
     assert of["sharded.limit"] == counted | {"forward"}
-    assert of["sharded.eager"] == counted | {"error", "saved_memory", "forward"}
+    assert of["sharded.eager"] == counted | {"error", "saved_memory", "first_call", "forward"}
     assert set(rows["device"]) == {"cpu × 2"}
     assert shown.count("### sharded · notebook · float32 · cpu × 2") == 1
 

@@ -1,0 +1,54 @@
+"""Times on a GPU: the device's own of a call, and the host's to launch it. In milliseconds."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import lockstep
+
+FLUSHED = 2**28  # bytes that are written before a sample, at least
+CYCLES = 3_000_000  # of the device's clock in a millisecond: no GPU's clock is faster
+# How long the device waits before a call: twice what the host needs to launch it and half a
+# millisecond. But no longer than this: a loss that waits for the device gains nothing by it.
+LONGEST = 20.0
+
+
+class EventTimer:
+    """Device time of calls, by CUDA events around each.
+
+    Before each call the L2 cache is filled with other data. Then the device spins until the host
+    has enqueued the whole call, so gaps between launches do not count. A loss that waits for the
+    device within its call cannot be enqueued ahead: its time contains that of the host, as in a
+    training step.
+    """
+
+    def __init__(self) -> None:
+        l2 = torch.cuda.get_device_properties().L2_cache_size
+        self.scratch = torch.empty(max(FLUSHED, 2 * l2), dtype=torch.uint8, device="cuda")
+
+    def milliseconds(self, run: Callable[[], Any], host: float) -> float:
+        """Device time of ``run()``, which the host needs ``host`` milliseconds to launch."""
+        lockstep.largest(0.0)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.scratch.fill_(0)
+        torch.cuda._sleep(int(CYCLES * min(2 * host + 0.5, LONGEST)))
+        start.record()
+        result = run()
+        end.record()
+        torch.cuda.synchronize()
+        del result
+        return lockstep.largest(start.elapsed_time(end))
+
+
+def launch(run: Callable[[], Any]) -> float:
+    """Host time from the call of ``run()`` to its return, on an idle device."""
+    lockstep.largest(0.0)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = run()
+    elapsed = time.perf_counter() - start
+    torch.cuda.synchronize()
+    del result
+    return lockstep.largest(1e3 * elapsed)
