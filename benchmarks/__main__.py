@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from benchmarks.processes import Server
 
-COMMANDS = ("semantics", "compare", "calibrate", "plan")
+COMMANDS = ("semantics", "compare", "calibrate", "plan", "gpu")
 
 
 def main(argv: list[str]) -> int:

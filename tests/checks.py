@@ -49,6 +49,11 @@ class Case:
     scale: float = 1.0  # of the logits
     seed: int = 0
 
+    def fit(self, loss: impls.Loss) -> "Case":
+        """This case in a dtype that the loss has: its own or, failing that, the loss's first."""
+        dtypes = loss.support.dtypes
+        return self if self.dtype in dtypes else replace(self, dtype=dtypes[0])
+
     def tensors(self, loss: impls.Loss) -> Tensors:
         generator = torch.Generator().manual_seed(self.seed)
         dtype = getattr(torch, self.dtype)
@@ -102,6 +107,7 @@ class Case:
 
 def judge(loss: impls.Loss, case: Case, tensors: Tensors | None = None, about: str = "") -> None:
     """Raise ``Wrong`` unless value and gradients are within the budget of those of the oracle."""
+    case = case.fit(loss)
     tensors = tensors or case.tensors(loss)
     options, upstream = case.options(loss), case.upstream()
     where = f"{case}{about and '; ' + about}"
@@ -217,6 +223,15 @@ def compare(
         raise Wrong(f"{what} is not allclose to the oracle's ({where})")
 
 
+def tolerance(loss: impls.Loss, float32: float) -> float:
+    """The relative error allowed of a loss of which ``float32`` is, if it has that dtype.
+
+    Without it, the properties are tried in its first dtype, which rounds more.
+    """
+    dtype = Case().fit(loss).dtype
+    return float32 if dtype == "float32" else max(float32, 2 * oracle.BAND[dtype])
+
+
 def call(run: Callable[[], Any], where: str) -> Any:
     """What ``run()`` returns; ``Wrong`` if it raises, saying what."""
     try:
@@ -256,7 +271,7 @@ def check_softcap_and_z_loss(loss: impls.Loss) -> None:
     if not offered:
         raise SkipTest("neither softcap nor z_loss")
     for reduction, weighted in itertools.product(("mean", "sum", "none"), (False, True)):
-        case = Case(reduction=reduction, weighted=weighted, ignored=(1,), scale=3.0)
+        case = Case(reduction=reduction, weighted=weighted, ignored=(1,), scale=3.0).fit(loss)
         for name, value in (("softcap", 2.0), ("z_loss", 0.05)):
             if name in offered:
                 judge(loss, replace(case, **{name: value}))
@@ -297,7 +312,7 @@ def check_sizes(loss: impls.Loss) -> None:
 def check_first_and_last(loss: impls.Loss) -> None:
     """The first and the last class, as targets, are like any other."""
     for v in (2, 11, 4099):
-        case = Case(n=4, v=v, reduction="none")
+        case = Case(n=4, v=v, reduction="none").fit(loss)
         tensors = case.tensors(loss)
         tensors["target"] = tensors["target"].new_tensor([0, v - 1, v - 1, 0])
         judge(loss, case, tensors, "targets 0 and V-1")
@@ -305,14 +320,14 @@ def check_first_and_last(loss: impls.Loss) -> None:
 
 def check_upstream(loss: impls.Loss) -> None:
     """The upstream gradient is used: each row's own, whatever its size or sign."""
-    case = Case(reduction="none")
+    case = Case(reduction="none").fit(loss)
     tensors = case.tensors(loss)
     for factor in (1.0, -3.0, 1e-4, 1e4):
         grads = gradients(loss, case, tensors, factor * case.upstream())
         right = oracle.expected(loss.level, tensors, factor * case.upstream(), **case.options(loss))
         for name, grad in grads.items():
             expect(
-                oracle.error(grad, right[name]) < 1e-4,
+                oracle.error(grad, right[name]) < tolerance(loss, 1e-4),
                 f"the gradient of {name} is wrong for an upstream gradient of {factor:g} × normal "
                 f"({case})",
             )
@@ -325,12 +340,12 @@ def check_upstream(loss: impls.Loss) -> None:
     )
     judge(loss, replace(case, n=1))
     for reduction in ("mean", "sum"):
-        scalar = Case(reduction=reduction)
+        scalar = Case(reduction=reduction).fit(loss)
         once = gradients(loss, scalar, tensors, torch.tensor(1.0))
         tripled = gradients(loss, scalar, tensors, torch.tensor(3.0))
         for name, grad in once.items():
             expect(
-                oracle.error(tripled[name], 3 * grad) < 1e-5,
+                oracle.error(tripled[name], 3 * grad) < tolerance(loss, 1e-5),
                 f"three times the upstream gradient is not three times that of {name} ({scalar})",
             )
 
@@ -346,7 +361,7 @@ def check_ignored(loss: impls.Loss) -> None:
         judge(loss, Case(ignored=(1, 2), ignore_index=ignore_index))
         judge(loss, Case(ignored=(0,), ignore_index=ignore_index, weighted=True))
         judge(loss, Case(ignored=(3,), ignore_index=ignore_index, label_smoothing=0.1))
-    case = Case(ignored=(0, 3), reduction="none")
+    case = Case(ignored=(0, 3), reduction="none").fit(loss)
     grad = gradients(loss, case, case.tensors(loss), case.upstream())["input"]
     expect(not grad[[0, 3]].any(), f"an ignored row has a gradient ({case})")
     expect(grad[[1, 2, 4]].any(1).all(), f"a row that is not ignored has no gradient ({case})")
@@ -358,7 +373,9 @@ def check_all_ignored(loss: impls.Loss) -> None:
         raise SkipTest("no option ignore_index")
     for smoothing in (0.0, 0.1):
         for reduction, right in (("mean", float("nan")), ("sum", 0.0), ("none", [0.0] * 5)):
-            case = Case(ignored=(0, 1, 2, 3, 4), reduction=reduction, label_smoothing=smoothing)
+            case = Case(
+                ignored=(0, 1, 2, 3, 4), reduction=reduction, label_smoothing=smoothing
+            ).fit(loss)
             same_value(loss, case, case.tensors(loss), right)
             if reduction != "mean":
                 grads = gradients(loss, case, case.tensors(loss), case.upstream())
@@ -368,7 +385,7 @@ def check_all_ignored(loss: impls.Loss) -> None:
 def check_empty(loss: impls.Loss) -> None:
     """No rows: the mean is nan, the sum 0, and every gradient has its shape, all zero."""
     for reduction, right in (("mean", float("nan")), ("sum", 0.0), ("none", [])):
-        case = Case(n=0, reduction=reduction)
+        case = Case(n=0, reduction=reduction).fit(loss)
         tensors = case.tensors(loss)
         same_value(loss, case, tensors, right)
         if reduction != "mean":
@@ -394,7 +411,7 @@ def check_extreme_logits(loss: impls.Loss) -> None:
             each = {**tensors, "input": tensors["input"] + apart}
             judge(loss, case, each, "each row thousands from the others")
         for columns in (slice(0, 3), slice(20, 33), slice(0, 31)):
-            case = Case(n=4, v=33, reduction="none")
+            case = Case(n=4, v=33, reduction="none").fit(loss)
             tensors = case.tensors(loss)
             tensors["target"] = tensors["target"].new_tensor([31, 32, 31, 32])
             mask = torch.zeros(33, dtype=torch.bool, device=tensors["input"].device)
@@ -402,13 +419,13 @@ def check_extreme_logits(loss: impls.Loss) -> None:
             mask[31:] = False
             tensors["input"] = tensors["input"].masked_fill(mask, float("-inf"))
             judge(loss, case, tensors, "some logits -inf")
-        case = Case(n=2, v=9000)
+        case = Case(n=2, v=9000).fit(loss)
         tensors = case.tensors(loss)
         tensors["target"] = tensors["target"].new_tensor([8999, 8998])
         tensors["input"][:, :8990] = float("-inf")
         judge(loss, case, tensors, "the first 8990 logits -inf")
     elif "linear_bias" in loss.options:
-        case = Case()
+        case = Case().fit(loss)
         tensors = case.tensors(loss)
         judge(loss, case, {**tensors, "linear_bias": tensors["linear_bias"] + 100}, "bias + 100")
         tensors["linear_bias"][:5] = float("-inf")
@@ -417,13 +434,14 @@ def check_extreme_logits(loss: impls.Loss) -> None:
         value = loss.fn(**tensors, **case.options(loss))
         right = oracle.linear_cross_entropy(**tensors, **case.options(loss))
         expect(
-            oracle.error(value, right) < 1e-5, f"the value is wrong where a bias is -inf ({case})"
+            oracle.error(value, right) < tolerance(loss, 1e-5),
+            f"the value is wrong where a bias is -inf ({case})",
         )
 
 
 def check_strides(loss: impls.Loss) -> None:
     """Arguments need not be contiguous: transposed, sliced, expanded, offset."""
-    case = Case(n=6, v=12, d=8, reduction="none")
+    case = Case(n=6, v=12, d=8, reduction="none").fit(loss)
     for name in ("input", "linear_weight"):
         tensors = case.tensors(loss)
         if name not in tensors:
@@ -446,7 +464,7 @@ def check_strides(loss: impls.Loss) -> None:
     right = oracle.expected(loss.level, tensors, judge_upstream, **case.options(loss))
     for name, grad in gradients(loss, case, tensors, judge_upstream).items():
         expect(
-            oracle.error(grad, right[name]) < 1e-5,
+            oracle.error(grad, right[name]) < tolerance(loss, 1e-5),
             f"the gradient of {name} is wrong for an expanded upstream gradient ({case})",
         )
 
@@ -456,7 +474,7 @@ def check_out_of_range(loss: impls.Loss) -> None:
     if loss.support.devices[0] != "cpu":
         raise SkipTest("on CUDA, as in torch, the kernel asserts, and takes the process with it")
     for value in (11, 12, 1000, -1, -7, -101):
-        case = Case()
+        case = Case().fit(loss)
         tensors = case.tensors(loss)
         tensors["target"][2] = value
         raises(IndexError, loss, case, tensors, str(value))
@@ -464,7 +482,7 @@ def check_out_of_range(loss: impls.Loss) -> None:
 
 def check_mismatches(loss: impls.Loss) -> None:
     """Shapes or dtypes that do not go together raise ValueError, with both in the message."""
-    case = Case(weighted=True)
+    case = Case(weighted=True).fit(loss)
     tensors = case.tensors(loss)
     raises(ValueError, loss, case, {**tensors, "target": tensors["target"][:3]}, "5", "3")
     wrong_dtype = {**tensors, "target": tensors["target"].float()}
@@ -472,33 +490,34 @@ def check_mismatches(loss: impls.Loss) -> None:
     if "weight" in tensors:
         raises(ValueError, loss, case, {**tensors, "weight": tensors["weight"][:4]}, "11", "4")
         other = {**tensors, "weight": tensors["weight"].double()}
-        raises(ValueError, loss, case, other, "float32", "float64")
+        raises(ValueError, loss, case, other, case.dtype, "float64")
     if "linear_weight" in tensors:
         narrow = {**tensors, "linear_weight": tensors["linear_weight"][:, :4]}
         raises(ValueError, loss, case, narrow, "7", "4")
         other = {**tensors, "linear_weight": tensors["linear_weight"].double()}
-        raises(ValueError, loss, case, other, "float32", "float64")
+        raises(ValueError, loss, case, other, case.dtype, "float64")
     if "reduction" in loss.options:
         raises(ValueError, loss, replace(case, reduction="average"), tensors, "average")
 
 
 def check_arguments_untouched(loss: impls.Loss) -> None:
     """No argument is overwritten, in forward or in backward, but the input if that is declared."""
-    case = Case(weighted=True, ignored=(1,), label_smoothing=0.1)
+    case = Case(weighted=True, ignored=(1,), label_smoothing=0.1).fit(loss)
     tensors = case.tensors(loss)
     own = ("input",) if loss.support.overwrites_input else ()
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    upstream = case.upstream()
+    upstream = case.upstream().to(tensors["input"])  # as it is given: no copy is made of this one
+    given = upstream.clone()
     gradients(loss, case, tensors, upstream)
     for name in tensors.keys() - own:
         expect(torch.equal(tensors[name], before[name]), f"{name} is overwritten ({case})")
-    expect(torch.equal(upstream, case.upstream()), f"the upstream gradient is overwritten ({case})")
+    expect(torch.equal(upstream, given), f"the upstream gradient is overwritten ({case})")
 
 
 def check_backward_twice(loss: impls.Loss) -> None:
     """With retain_graph, a second backward gives the same gradients, or raises: never others."""
     for reduction in ("mean", "none"):
-        case = Case(reduction=reduction)
+        case = Case(reduction=reduction).fit(loss)
         value, leaves = forward(loss, case, case.tensors(loss))
         try:
             first = grads_of(value, leaves, case.upstream(), retain_graph=True)
@@ -513,7 +532,7 @@ def check_backward_twice(loss: impls.Loss) -> None:
 
 def check_no_stale_state(loss: impls.Loss) -> None:
     """Two losses alive at once do not disturb each other, nor what the first has returned."""
-    a, b = Case(seed=1), Case(seed=2)
+    a, b = Case(seed=1).fit(loss), Case(seed=2).fit(loss)
     alone = gradients(loss, a, a.tensors(loss), a.upstream())
     kept = {name: grad.clone() for name, grad in alone.items()}
     value_a, leaves_a = forward(loss, a, a.tensors(loss))
@@ -522,7 +541,7 @@ def check_no_stale_state(loss: impls.Loss) -> None:
     grads_of(value_b, leaves_b, b.upstream())
     for name, grad in zip(leaves_a, grads_a, strict=True):
         expect(
-            oracle.error(grad, kept[name]) < 1e-6,
+            oracle.error(grad, kept[name]) < tolerance(loss, 1e-6),
             f"the gradient of {name} depends on another call made since its forward ({a})",
         )
         expect(
@@ -534,7 +553,7 @@ def check_no_stale_state(loss: impls.Loss) -> None:
 
 def check_deterministic(loss: impls.Loss) -> None:
     """The same call gives the same bits."""
-    case = Case(n=64, v=1031)
+    case = Case(n=64, v=1031).fit(loss)
     tensors = case.tensors(loss)
     first = gradients(loss, case, tensors, case.upstream())
     for _ in range(3):
@@ -544,7 +563,7 @@ def check_deterministic(loss: impls.Loss) -> None:
 
 def check_frozen(loss: impls.Loss) -> None:
     """Arguments that need no gradient may be any of them, or all; others' gradients stay right."""
-    case = Case()
+    case = Case().fit(loss)
     tensors = case.tensors(loss)
     names = [name for name in oracle.DIFFERENTIABLE if name in tensors]
     full = gradients(loss, case, tensors, case.upstream())
@@ -553,7 +572,7 @@ def check_frozen(loss: impls.Loss) -> None:
             some = gradients(loss, case, tensors, case.upstream(), chosen)
             for name, grad in some.items():
                 expect(
-                    oracle.error(grad, full[name]) < 1e-6,
+                    oracle.error(grad, full[name]) < tolerance(loss, 1e-6),
                     f"the gradient of {name} is wrong when {', '.join(chosen)} alone need one "
                     f"({case})",
                 )
@@ -567,31 +586,31 @@ def check_frozen(loss: impls.Loss) -> None:
             lambda: loss.fn(**{**tensors, **leaves}, **case.options(loss)), f"{case}; no_grad"
         )
     expect(
-        oracle.error(again, value) < 1e-6 and not again.requires_grad,
+        oracle.error(again, value) < tolerance(loss, 1e-6) and not again.requires_grad,
         f"the value differs under no_grad ({case})",
     )
 
 
 def check_accumulates(loss: impls.Loss) -> None:
     """``backward()`` adds to ``.grad``, as for any other function."""
-    case = Case()
+    case = Case().fit(loss)
     tensors = case.tensors(loss)
     value, leaves = forward(loss, case, tensors)
-    upstream = case.upstream().to(value.device)
+    upstream = case.upstream().to(value)
     call(lambda: value.backward(upstream), str(case))
     once = {name: leaf.grad.clone() for name, leaf in leaves.items()}
     again = loss.fn(**{**tensors, **leaves}, **case.options(loss))
     again.backward(upstream)
     for name, leaf in leaves.items():
         expect(
-            oracle.error(leaf.grad, 2 * once[name]) < 1e-6,
+            oracle.error(leaf.grad, 2 * once[name]) < tolerance(loss, 1e-6),
             f"two backward passes do not double {name}.grad ({case})",
         )
 
 
 def check_not_a_leaf(loss: impls.Loss) -> None:
     """Its arguments may be results of other functions, used again after it."""
-    case = Case()
+    case = Case().fit(loss)
     tensors = case.tensors(loss)
     leaf = tensors["input"].clone().requires_grad_()
     hidden = leaf * 2
@@ -602,7 +621,7 @@ def check_not_a_leaf(loss: impls.Loss) -> None:
     )["input"]
     expected = 2 * (right + 2 * 2 * tensors["input"].double())
     expect(
-        oracle.error(leaf.grad, expected) < 1e-5,
+        oracle.error(leaf.grad, expected) < tolerance(loss, 1e-5),
         f"the gradient is wrong for an input that is computed, and used again ({case})",
     )
 
@@ -643,7 +662,7 @@ def check_autocast(loss: impls.Loss) -> None:
     """Under autocast it is as precise as PyTorch's own loss, takes its dtypes and gives them."""
     if "bfloat16" not in loss.support.dtypes:
         raise SkipTest("no bfloat16")
-    case = Case(n=6, v=37, label_smoothing=0.1, ignored=(2,))
+    case = Case(n=6, v=37, label_smoothing=0.1, ignored=(2,)).fit(loss)
     options, upstream = case.options(loss), case.upstream()
 
     def evaluate(fn: Callable[..., Tensor], tensors: Tensors) -> Tensors:
@@ -654,8 +673,12 @@ def check_autocast(loss: impls.Loss) -> None:
         return oracle.evaluate(cast, tensors, upstream, **options)
 
     for dtype in (torch.float32, torch.bfloat16):
-        tensors = case.tensors(loss)
-        tensors["input"] = tensors["input"].to(dtype)  # its weights stay float32, as in training
+        # Weights are float32, as in training, of a loss without float32 too: autocast casts them.
+        tensors = {
+            name: tensor.float() if tensor.is_floating_point() else tensor
+            for name, tensor in case.tensors(loss).items()
+        }
+        tensors["input"] = tensors["input"].to(dtype)
         where = f"{case}; autocast, input {dtype}"
         native = evaluate(NATIVE[loss.level], tensors)
         actual = call(lambda: evaluate(loss.fn, tensors), where)  # noqa: B023  called at once
@@ -675,7 +698,7 @@ def check_autocast(loss: impls.Loss) -> None:
 
 def check_in_a_compiled_step(loss: impls.Loss) -> None:
     """A caller's ``torch.compile`` around it changes nothing."""
-    case = Case(label_smoothing=0.1, ignored=(1,))
+    case = Case(label_smoothing=0.1, ignored=(1,)).fit(loss)
     compiled = torch.compile(lambda **arguments: 2 * loss.fn(**arguments), backend="aot_eager")
     tensors, options, upstream = case.tensors(loss), case.options(loss), case.upstream()
     actual = call(
@@ -683,7 +706,7 @@ def check_in_a_compiled_step(loss: impls.Loss) -> None:
     )
     for name, right in oracle.expected(loss.level, tensors, upstream, **options).items():
         expect(
-            oracle.error(actual[name], 2 * right) < 1e-5,
+            oracle.error(actual[name], 2 * right) < tolerance(loss, 1e-5),
             f"{name} is wrong inside a function that is compiled ({case})",
         )
 
@@ -714,6 +737,7 @@ def check_random(loss: impls.Loss) -> None:
         layout=st.sampled_from(layouts),
     )
     def drawn(case: Case, ignored: set[int], layout: str) -> None:
+        case = case.fit(loss)
         case = replace(case, ignored=tuple(sorted(row for row in ignored if row < case.n)))
         tensors = case.tensors(loss)
         x = tensors["input"]
@@ -732,13 +756,16 @@ def check_random(loss: impls.Loss) -> None:
 
 def check_positional(loss: impls.Loss) -> None:
     """It drops in for PyTorch's: the same names and defaults, tensors by position."""
-    case = Case()
+    case = Case().fit(loss)
     tensors = case.tensors(loss)
     order = {"logits": ("input", "target"), "linear": ("input", "linear_weight", "target")}
     value = call(lambda: loss.fn(*(tensors[name] for name in order[loss.level])), "defaults")
     options = {name: tensors[name] for name in order[loss.level]}
     right = oracle.ORACLES[loss.level](**options)
-    expect(oracle.error(value, right) < 1e-5, "called with tensors alone, it is not the mean")
+    expect(
+        oracle.error(value, right) < tolerance(loss, 1e-5),
+        "called with tensors alone, it is not the mean",
+    )
 
 
 CHECKS = {
@@ -787,7 +814,7 @@ def forward(
 def grads_of(
     value: Tensor, leaves: Tensors, upstream: Tensor, retain_graph: bool = False
 ) -> tuple[Tensor, ...]:
-    upstream = upstream.to(value.device)
+    upstream = upstream.to(value)
     return torch.autograd.grad(value, tuple(leaves.values()), upstream, retain_graph=retain_graph)
 
 
@@ -811,8 +838,9 @@ def gradients(
 
 def same_value(loss: impls.Loss, case: Case, tensors: Tensors, right: float | list[float]) -> None:
     value = call(lambda: loss.fn(**tensors, **case.options(loss)), str(case))
+    expected = torch.tensor(right, dtype=getattr(torch, case.dtype))
     expect(
-        torch.equal(value.cpu().nan_to_num(nan=-1), torch.tensor(right).nan_to_num(nan=-1)),
+        torch.equal(value.cpu().nan_to_num(nan=-1), expected.nan_to_num(nan=-1)),
         f"the value is {value.tolist()}, not {right} ({case})",
     )
 

@@ -3,7 +3,9 @@
 A sharded one comes across 1, 2, 3 and 4 ranks, each time as one linear loss.
 """
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +90,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         about = [item for item in items if "loss" in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=[item for item in items if item not in about])
         items[:] = about
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End this process if CUDA is broken in it.
+
+    After an assertion in a kernel every call of CUDA fails, so all other tests would. Of several
+    workers (pytest-xdist) one that ends is replaced, and its test is reported as failed.
+    """
+    result = yield
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            reason = f"CUDA is broken after {item.nodeid}: {str(error).partition(chr(10))[0]}"
+            if not hasattr(item.config, "workerinput"):
+                pytest.exit(reason, returncode=3)
+            print(reason, file=sys.__stderr__, flush=True)
+            os._exit(3)
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,27 @@
 """The gate: every implementation has every property of ``tests.checks``."""
 
+from dataclasses import replace
+
 import pytest
 
 import impls
 from tests.checks import CHECKS, Wrong, hold
 
+# "dtypes" takes the longest, by far where each dtype is compiled anew: it is a test for each.
+DTYPES = [f"dtypes.{dtype}" for dtype in impls.Support().dtypes]
+TESTS = [test for check in CHECKS for test in (DTYPES if check == "dtypes" else [check])]
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_gate(check: str, loss: impls.Loss) -> None:
+
+@pytest.mark.parametrize("test", TESTS)
+def test_gate(test: str, loss: impls.Loss) -> None:
+    check, _, dtype = test.partition(".")
     deviation, lacking = loss.support.deviations.get(check), None
+    if dtype and dtype not in loss.support.dtypes:
+        pytest.skip(f"no {dtype}")
+    if dtype and deviation is None:
+        loss = replace(loss, support=replace(loss.support, dtypes=(dtype,)))
+    elif dtype and dtype != loss.support.dtypes[0]:
+        pytest.skip(f"as it deviates in some dtype, {loss.support.dtypes[0]}'s test tries them all")
     try:
         hold(loss, check)
     except Wrong as wrong:

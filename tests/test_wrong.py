@@ -1,5 +1,6 @@
 """The gate is tested: it rejects every wrong loss, by the property it lacks, and no right one."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -115,3 +116,19 @@ def test_the_example_in_contributing_passes(check: str, tmp_path) -> None:
     file = tmp_path / "autograd.py"
     file.write_text(example)
     hold(impls.load(str(file)), check)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ["logits.eager", "linear.builtin"])
+def test_a_loss_of_half_precision_alone_passes(name: str, check: str) -> None:
+    """As some CUDA kernels are. Nothing is tried in a dtype that it lacks."""
+    whole = impls.load(name)
+
+    @functools.wraps(whole.fn)
+    def half(input, *others, **options):
+        value = whole.fn(input, *others, **options)
+        assert torch.is_autocast_enabled("cpu") or input.dtype in (torch.bfloat16, torch.float16)
+        return value
+
+    support = impls.Support(dtypes=("bfloat16", "float16"))
+    hold(impls.Loss(name, whole.level, half, support, ""), check)

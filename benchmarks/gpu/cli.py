@@ -1,0 +1,124 @@
+"""The command: its options, the order of its stages, and what it says of them."""
+
+import argparse
+import math
+import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.gpu.run import Outcome, run
+from benchmarks.gpu.stages import Stage, stages
+from benchmarks.gpu.wheels import unpack
+from benchmarks.revisions import ROOT
+from benchmarks.variables import PINNED_ALLOCATOR
+
+KEPT = 25.0  # seconds of the budget for the last stage, the page
+FAILED = ("failed", "out of time", "no time")
+LEAST = 5.0  # seconds, with fewer of which no stage is begun
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks gpu",
+        description="All that there is to measure on a GPU, stage by stage, on a machine that may "
+        "lack a network and git. A stage that fails does not stop the next. WHEELS=folder in the "
+        "environment adds the packages that are missing from a folder of wheels. Exit 0: every "
+        "stage passed or had a reason to be skipped; 1: one failed; 130: interrupted.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds in all")
+    parser.add_argument(
+        "--stage", action="append", default=[], metavar="NAME", help="run these alone (repeatable)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("reports/out/gpu"), metavar="FOLDER")
+    parser.add_argument("--list", action="store_true", help="list the stages, and run none")
+    arguments = parser.parse_args(argv)
+    out = arguments.out.resolve()  # stages run in the repository's root
+    planned = stages(arguments.device, out)
+    names = list(dict.fromkeys(stage.name for stage in planned))
+    if unknown := [name for name in arguments.stage if name not in names]:
+        parser.exit(2, f"no stage {unknown[0]!r}; there are {', '.join(names)}\n")
+    wanted = arguments.stage or names
+    chosen = [(n, stage) for n, stage in enumerate(planned, 1) if stage.name in wanted]
+    if arguments.list:
+        for _, stage in chosen:
+            print(f"{stage.title:36} {stage.limit:4.0f} s at most  {stage.skipped}".rstrip())
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    # A shell that starts this in the background has it ignore Ctrl-C, and all its children too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with tempfile.TemporaryDirectory() as scratch:
+        return run_all(chosen, arguments.budget, out, environment(Path(scratch)))
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """What the stages run with: this repository and, of the wheels, what is not installed."""
+    packages = [str(ROOT)]
+    if folder := os.environ.get("WHEELS"):
+        packages.append(str(scratch / "packages"))
+        for line in unpack(Path(folder), scratch / "packages"):
+            print(line, flush=True)
+    packages += filter(None, [os.environ.get("PYTHONPATH")])
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {
+        **kept,
+        **PINNED_ALLOCATOR,
+        "PYTHONPATH": os.pathsep.join(packages),
+        "PYTHONUNBUFFERED": "1",
+        # What one stage has compiled is there for the next, and for each of the gate's workers.
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+        "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "TQDM_MININTERVAL": "5",
+    }
+
+
+def run_all(
+    chosen: Sequence[tuple[int, Stage]], budget: float, out: Path, environment: Mapping[str, str]
+) -> int:
+    """Run the stages, each with its number, in turn, and say what came of each.
+
+    Each is within its limit and all within the ``budget``. Their logs are in the folder ``out``.
+    """
+    start = time.monotonic()
+    outcomes: list[tuple[Stage, Outcome]] = []
+    interrupted = False
+    for number, stage in chosen:
+        elapsed = time.monotonic() - start
+        left = budget - elapsed
+        print(f"{elapsed:4.0f} s, {max(0.0, left):4.0f} s left: {stage.title}", flush=True)
+        usable = left if stage.name == "page" else left - KEPT
+        if stage.skipped:
+            outcome = Outcome("skipped", stage.skipped)
+        elif usable < LEAST:
+            outcome = Outcome("no time", f"{max(0, math.floor(usable))} s are left for it")
+        else:
+            log = out / f"{number:02}-{re.sub('[ @]', '-', stage.title)}.log"
+            outcome = run(stage, log, min(stage.limit, usable), environment)
+        outcomes.append((stage, outcome))
+        print(f"    {outcome.result} {outcome.reason}".rstrip(), flush=True)
+        if outcome.result == "interrupted":
+            interrupted = True
+            break
+    print(f"\n{table(outcomes)}\n\nResults and logs are in {out}")
+    if interrupted:
+        return 130
+    return int(any(outcome.result in FAILED for _, outcome in outcomes))
+
+
+def table(outcomes: Sequence[tuple[Stage, Outcome]]) -> str:
+    """A line for each stage: what came of it, seconds, and the file that it wrote."""
+    rows = [("stage", "result", "seconds", "file")]
+    for stage, outcome in outcomes:
+        file = stage.result if stage.result and stage.result.exists() else outcome.log
+        seconds = f"{outcome.seconds:.0f}" if outcome.seconds else ""
+        rows.append((stage.title, outcome.result, seconds, file.name if file else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip()
+        for row in rows
+    )

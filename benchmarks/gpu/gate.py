@@ -1,0 +1,89 @@
+"""Stage: the gate in parallel processes, with a row for each test as soon as it is over."""
+
+import argparse
+import csv
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any, TextIO
+
+from benchmarks.gpu.stages import workers
+
+COLUMNS = ("impl", "property", "outcome", "seconds", "message")
+
+
+class Recorder:
+    """A plugin of pytest: writes a row for each test, and counts outcomes."""
+
+    def __init__(self, file: TextIO):
+        self.file, self.writer = file, csv.writer(file)
+        self.writer.writerow(COLUMNS)
+        self.counts: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when != "call" and report.passed:
+            return  # setup and teardown, of which only what goes wrong is told
+        row = row_of(report)
+        self.counts[row["outcome"]] += 1
+        self.writer.writerow(row[column] for column in COLUMNS)
+        self.file.flush()
+
+
+def row_of(report: Any) -> dict[str, Any]:
+    """The row of a report. A worker that died is the "crashed" of the test that it ran."""
+    test, _, parameters = report.nodeid.partition("[")
+    impl, _, property_ = parameters.removesuffix("]").rpartition("-")
+    if "::test_gate" not in test:
+        impl, property_ = parameters.removesuffix("]"), test.rpartition("::")[2]
+    outcome = report.outcome
+    if hasattr(report, "wasxfail"):
+        outcome = "deviates"
+    elif report.failed and report.when not in ("setup", "call", "teardown"):
+        outcome = "crashed"
+    return {
+        "impl": impl,
+        "property": property_,
+        "outcome": outcome,
+        "seconds": round(getattr(report, "duration", 0.0), 2),
+        "message": message(report),
+    }
+
+
+def message(report: Any) -> str:
+    """One line: why it failed, was skipped, or may deviate."""
+    if reason := getattr(report, "wasxfail", ""):
+        return reason.removeprefix("reason: ")
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = (crash.message if crash else str(report.longrepr or "")).strip()
+    lacking = re.search(r"^No: (.*)", text, flags=re.MULTILINE)  # what tests.test_gate says
+    return lacking[1] if lacking else text.partition("\n")[0]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.gate", description=__doc__)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--impl", action="append", default=[])
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    # Each worker compiles: a pool of processes beneath each would be more than there are cores.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    command = ["tests/test_gate.py", "--device", arguments.device, "--verbose"]
+    command += ["--numprocesses", str(workers()), "--dist", "worksteal"]
+    command += ["-rxXf", "--tb", "short", "--durations", "15", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={arguments.out.with_suffix('.xml')}"]
+    command += [f"--impl={name}" for name in arguments.impl]
+    import pytest  # not above: asv imports this module, where there is no pytest
+
+    with arguments.out.open("w", newline="", encoding="utf-8") as file:
+        recorder = Recorder(file)
+        code = pytest.main(command, plugins=[recorder])
+    print(", ".join(f"{count} {outcome}" for outcome, count in recorder.counts.most_common()))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Stage: asv's own suite, where asv and git are."""
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+from benchmarks.gpu.run import SKIPPED
+from benchmarks.revisions import ROOT
+
+# On a CPU, a rehearsal: one loss.
+BENCHMARKS = {"cuda": r"\.CUDA\.", "cpu": r"^logits\.CPU\.time_forward\('logits\.builtin'"}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.history", description=__doc__)
+    parser.add_argument("--device", required=True)
+    arguments = parser.parse_args(argv)
+    if missing := why_not():
+        print(missing)
+        return SKIPPED
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    asv = [sys.executable, "-m", "asv"]
+    subprocess.run([*asv, "machine", "--yes"], cwd=ROOT, check=True)
+    asv += ["run", "--python=same", "--launch-method", "spawn", "--set-commit-hash", commit]
+    asv += ["--record-samples", "--show-stderr", "--bench", BENCHMARKS[arguments.device]]
+    return subprocess.run(asv, cwd=ROOT).returncode
+
+
+def why_not() -> str:
+    """Why asv cannot run here; empty if it can."""
+    if importlib.util.find_spec("asv") is None:
+        return "asv is not installed"
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return "asv asks git for the commit, and there is no git here"
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

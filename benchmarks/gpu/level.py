@@ -1,0 +1,28 @@
+"""Stage: all losses of one level side by side, of which there may be several in a process."""
+
+import argparse
+import sys
+
+import impls
+from benchmarks import options, side_by_side
+from impls.loss import FUNCTIONS
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.level", description=__doc__)
+    parser.add_argument("level", choices=tuple(FUNCTIONS))
+    for option in ("--device", "--dtype", "--impl"):
+        options.add(parser, option)
+    arguments, others = parser.parse_known_args(argv)
+    of_level = [name for name in impls.names() if name.startswith(f"{arguments.level}.")]
+    names = options.available(arguments.impl or of_level, arguments.dtype, arguments.device)
+    chosen = [f"--impl={loss.name}" for loss in names]
+    if not chosen:
+        print(f"no loss of {arguments.level} runs here")
+        return 2
+    cell = ("--device", arguments.device, "--dtype", arguments.dtype)
+    return side_by_side.main([*cell, *others, *chosen])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""The stages, the most wanted first: each a command of this Python, its limit and its result."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+# The side by side: stage, level, workload, dtype. One process each: the memory of one does not
+# starve the next, and what breaks CUDA costs one cell. The (16384, 131072) logits in float32 are
+# those that published times are of.
+CELLS = {
+    "cuda": (
+        ("logits", "logits", "llama3_8b@8192", "bfloat16"),
+        ("linear", "linear", "llama3_8b@8192", "bfloat16"),
+        ("linear", "linear", "gemma2_2b@8192", "bfloat16"),
+        ("logits", "logits", "gpt2_text@4096", "bfloat16"),
+        ("float32", "logits", "llama3_8b@8192", "float32"),
+        ("float32", "logits", "bench_131k", "float32"),
+    ),
+    "cpu": (
+        ("logits", "logits", "gpt2_text@64", "bfloat16"),
+        ("linear", "linear", "tinystories_1m", "bfloat16"),
+        ("linear", "linear", "notebook", "bfloat16"),
+        ("float32", "logits", "tinystories_1m", "float32"),
+    ),
+}
+# Of a rehearsal on a CPU. None: all that run there.
+REHEARSED = {
+    "cuda": None,
+    "cpu": {
+        "gate": ["logits.eager", "logits.builtin"],
+        "logits": ["logits.builtin", "logits.eager", "logits.fused"],
+        "linear": ["linear.builtin", "linear.chunked_vocab"],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``command`` are arguments of Python. ``skipped`` says why it is not run, if it is not."""
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    limit: float  # seconds
+    result: Path | None = None  # the file that it writes, or adds to
+    skipped: str = ""
+
+
+def stages(device: str, out: Path) -> list[Stage]:
+    """All stages on ``device``, in the order in which they run, with results in ``out``."""
+    on = ("--device", device)
+    compare = ("-m", "benchmarks", "compare", ".", ".", *on, "--impl", "logits.builtin")
+    compared, numbers = out / "page" / "compare.csv", out / "numbers.csv"  # "page" reads both
+    no_compare = "" if device == "cpu" else "its processes are forks of one that has begun CUDA"
+    return [
+        child("machine", "machine", out / "machine.json", 90.0, *on),
+        child("gate", "gate", out / "gate.csv", 270.0, *on, *named(device, "gate")),
+        *(side_by_side(device, numbers, *cell) for cell in CELLS[device]),
+        Stage("asv", "asv", ("-m", "benchmarks.gpu.history", *on), 120.0),
+        Stage(
+            *("compare", "compare"),
+            (*compare, "--budget", "20", "--out", str(compared)),
+            *(60.0, compared, no_compare),
+        ),
+        Stage(
+            *("page", "page"),
+            ("-m", "reports", str(numbers), "--out", str(out / "page")),
+            *(60.0, out / "page" / "index.html"),
+        ),
+    ]
+
+
+def side_by_side(
+    device: str, numbers: Path, name: str, level: str, workload: str, dtype: str
+) -> Stage:
+    """All losses of a level at one workload in one dtype."""
+    cell = (level, "--device", device, "--dtype", dtype, "--workload", workload)
+    title = f"{name} {workload}"
+    return replace(child("level", title, numbers, 110.0, *cell, *named(device, level)), name=name)
+
+
+def child(module: str, title: str, result: Path, limit: float, *options: str) -> Stage:
+    """A stage that is a module of this package."""
+    command = ("-m", f"benchmarks.gpu.{module}", *options, "--out", str(result))
+    return Stage(module, title, command, limit, result)
+
+
+def named(device: str, what: str) -> tuple[str, ...]:
+    """The losses that ``what`` is about, as options."""
+    chosen = REHEARSED[device]
+    return () if chosen is None else tuple(f"--impl={name}" for name in chosen[what])
+
+
+def workers() -> int:
+    """Processes of the gate: a GPU has room for the contexts of so many."""
+    return max(1, min(14, len(os.sched_getaffinity(0)) - 2))
