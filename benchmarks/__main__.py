@@ -20,7 +20,8 @@ def main(argv: list[str]) -> int:
     try:
         with ExitStack() as stack:
             # It imports torch, which takes seconds, while this process does so too.
-            servers = [stack.enter_context(Server())] if name == "compare" else []
+            on_cuda = any(word.endswith("cuda") for word in rest)
+            servers = [stack.enter_context(Server(on_cuda))] if name == "compare" else []
             command = importlib.import_module(f"benchmarks.{name}")
             from benchmarks import lockstep
 

@@ -51,9 +51,9 @@ def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
     from reports.verdicts import planted
 
     cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
-    workloads = workloads_of(arguments.impl, arguments.workload)
+    workloads = workloads_of(arguments.impl, arguments.workload, arguments.device)
     for number in range(-(-arguments.comparisons // len(cells))):
-        with Server() as server:
+        with Server(arguments.device == "cuda") as server:
             revisions = Comparison(server, SAME, arguments.dtype, arguments.device)
             revisions.begin(arguments.impl)
             revisions.give(workloads)

@@ -24,7 +24,11 @@ ROLES = ("base", "head")
 # Small: what disturbs a machine lasts a while, and the shorter a call, the more often the revisions
 # take turns in that time. Of 32 tokens GPT-2's logits still outgrow the cores' own caches; its head
 # takes 150 ms for them.
-WORKLOADS = {"logits": "gpt2_text@32", "linear": "tinystories_1m"}
+WORKLOADS = {
+    "cpu": {"logits": "gpt2_text@32", "linear": "tinystories_1m"},
+    # Beyond the L2 cache of any GPU: 200 MB of logits in bfloat16. A call takes a millisecond.
+    "cuda": {"logits": "gpt2@2048", "linear": "gpt2@2048"},
+}
 
 
 def main(argv: list[str], server: Server) -> int:
@@ -41,7 +45,7 @@ def main(argv: list[str], server: Server) -> int:
 
 def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     names = arguments.impl or revisions.changed()
-    workloads = workloads_of(names, arguments.workload)
+    workloads = workloads_of(names, arguments.workload, arguments.device)
     revisions.begin(names)
     import pandas as pd
 
@@ -151,8 +155,11 @@ def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
         help=f"a name that `python -m impls` lists (repeatable; {impls_if_none}, if none)",
     )
     options.add(parser, "--pass", help="what to time (repeatable; forward_backward, if none)")
-    usual = ", of ".join(" ".join(of_level) for of_level in WORKLOADS.items())
-    options.add(parser, "--workload", help=f"by default, of {usual}")
+    usual = "; ".join(
+        f"on {device} " + ", of ".join(" ".join(of_level) for of_level in of_levels.items())
+        for device, of_levels in WORKLOADS.items()
+    )
+    options.add(parser, "--workload", help=f"by default {usual}")
     options.add(parser, "--dtype")
     options.add(parser, "--device")
     parser.add_argument("--margin", type=margin, default=0.02, help="what counts as equivalent")
@@ -176,7 +183,7 @@ def decided(rows: list[Row], constant: Row) -> set[Cell]:
     return {Cell(one.impl, one.metric) for one in done.itertuples()}
 
 
-def workloads_of(names: list[str], chosen: str | None) -> dict[str, Workload]:
+def workloads_of(names: list[str], chosen: str | None, device: str) -> dict[str, Workload]:
     """The workload of each level that ``names`` are of. The names alone say which: the files may be
     broken, and are for other processes to import."""
     levels = sorted({name.partition(".")[0] for name in names})
@@ -187,7 +194,7 @@ def workloads_of(names: list[str], chosen: str | None) -> dict[str, Workload]:
             )
     if of_ranks := [name for name in names if needs_ranks(name)]:
         raise Unmeasurable(f"{of_ranks[0]} runs on ranks: compare measures in one process")
-    return {level: workload(chosen or WORKLOADS[level]) for level in levels}
+    return {level: workload(chosen or WORKLOADS[device][level]) for level in levels}
 
 
 def short(commit: str) -> str:

@@ -52,3 +52,31 @@ def launch(run: Callable[[], Any]) -> float:
     torch.cuda.synchronize()
     del result
     return lockstep.largest(1e3 * elapsed)
+
+
+class Calls:
+    """Device time of calls of one step, some of them drawn out, for ``compare``.
+
+    ``prepared()`` does what is not timed, and returns the call that is.
+    """
+
+    def __init__(self, prepared: Callable[[], Callable[[], Any]]) -> None:
+        self.prepared = prepared
+        self.timer = EventTimer()
+        self.host = min(launch(prepared()) for _ in range(3))
+        self.usual = min(self.timer.milliseconds(prepared(), self.host) for _ in range(5))
+        spins = (self.timer.milliseconds(lambda: torch.cuda._sleep(CYCLES), 0) for _ in range(3))
+        self.cycles = CYCLES / min(spins)  # in a millisecond
+
+    def seconds(self, slowdown: float) -> float:
+        """Seconds of a call, drawn out by ``slowdown`` of its usual time."""
+        run = self.prepared()
+        spin = int(slowdown * self.usual * self.cycles)
+
+        def drawn_out() -> Any:
+            result = run()
+            if spin:
+                torch.cuda._sleep(spin)
+            return result
+
+        return self.timer.milliseconds(drawn_out, self.host) / 1000

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import impls
+from benchmarks import meters
 from benchmarks.common import Unmeasurable, tensors
 from benchmarks.processes import Process, Server, ask_all
 from benchmarks.ranks import needs_ranks
@@ -81,6 +82,8 @@ class Comparison:
             self.compiling = any(
                 any(ask_all(both, "compiles", impl=impl, dtype=self.dtype)) for impl in impls
             )
+        # To compile for CUDA would begin it, and what has begun CUDA cannot be forked.
+        self.compiling = self.compiling and self.device == "cpu"
         if self.compiling:
             self.server.send("compile_once")
 
@@ -90,6 +93,8 @@ class Comparison:
         for level, chosen in workloads.items():
             given = tensors(chosen, level, self.dtype, self.device)
             torch.save(given, self.server.folder / f"{level}.pt")
+            del given
+        meters.free_cache(self.device)
         if self.compiling:
             self.server.receive()
         self.server.ask("give", device=self.device)

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from benchmarks.revisions import ROOT
-from benchmarks.variables import BOUND_THREADS, LARGE_PAGES, PINNED_ALLOCATOR
+from benchmarks.variables import BOUND_THREADS, LARGE_PAGES, PINNED_ALLOCATOR, first_on_path
 
 ENVIRONMENT = {
     **PINNED_ALLOCATOR,
     **LARGE_PAGES,
     **BOUND_THREADS,
-    "PYTHONPATH": str(ROOT),
     # Neither a pool of processes that compile nor CUDA's runtime would survive a fork.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -83,15 +82,20 @@ class Process:
 
 
 class Server(Process):
-    """The first, from which all others are forked, in a session that Ctrl-C spares; its folder."""
+    """The first, from which all others are forked, in a session that Ctrl-C spares; its folder.
 
-    def __init__(self) -> None:
+    Unless it measures ``on_cuda`` it sees no GPU: to compile for the CPU would begin CUDA too, and
+    a process that has begun CUDA cannot be forked.
+    """
+
+    def __init__(self, on_cuda: bool) -> None:
         self.temporary = tempfile.TemporaryDirectory(
             prefix="cross-entropy-", ignore_cleanup_errors=True
         )
         self.folder = Path(self.temporary.name)
         log = tempfile.TemporaryFile("w+", dir=self.folder)  # noqa: SIM115  closed in close
         ours, theirs = socket.socketpair()
+        hidden = {} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}
         command = [sys.executable, "-P", "-m", "benchmarks.worker"]
         with theirs:
             self.process = subprocess.Popen(
@@ -100,7 +104,7 @@ class Server(Process):
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 cwd=self.folder,
-                env=os.environ | ENVIRONMENT,
+                env=os.environ | ENVIRONMENT | first_on_path(ROOT) | hidden,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

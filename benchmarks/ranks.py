@@ -25,10 +25,10 @@ from torch import Tensor
 import impls
 from benchmarks.rank import SLICED, START, Call, backward, forward, same
 from benchmarks.revisions import ROOT
+from benchmarks.variables import first_on_path
 
 GRACE = 10.0  # seconds that the others have once one has failed
 ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes beneath each
 }
@@ -116,7 +116,7 @@ class Ranks:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=os.environ | ENVIRONMENT,
+                    env=os.environ | ENVIRONMENT | first_on_path(ROOT),
                     pass_fds=[fd],
                     start_new_session=True,
                 )

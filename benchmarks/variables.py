@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 # glibc gives large blocks back to the system, and faulting their pages in anew costs more than the
 # loss does. With these, read when a process starts, it keeps them.
@@ -22,6 +23,12 @@ LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # that of the next process, which waits as long as a thread of this one's spins there: for GNU's
 # OpenMP, 6 ms unless it is told otherwise, and so half a millisecond.
 BOUND_THREADS = {"OMP_PROC_BIND": "true", "GOMP_SPINCOUNT": "20000"}
+
+
+def first_on_path(folder: Path) -> dict[str, str]:
+    """``folder`` before all else on the path of a Python process, whose own path is kept."""
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def allocator(environment: Mapping[str, str] = os.environ) -> str:

@@ -28,7 +28,7 @@ import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
 
-from benchmarks import meters, workloads
+from benchmarks import device_time, meters, workloads
 from benchmarks.environment import comparable
 
 PADDING = 64, 2**20  # bytes, and how many of these at the most
@@ -41,6 +41,7 @@ class Worker:
         self.device = "cpu"
         self.given: dict[str, dict[str, Tensor]] = {}  # by level
         self.steps: dict[tuple[str, str], Any] = {}
+        self.device_times: device_time.Calls | None = None  # on CUDA
         self.random = random.Random()
         self.padding: Tensor | None = None
 
@@ -124,7 +125,10 @@ class Worker:
         """
         with self.unbound():
             self.fill(impl.partition(".")[0])
-            self.call(self.step(impl, dtype), pass_, slowdown=0.0)
+            step = self.step(impl, dtype)
+            self.call(step, pass_, slowdown=0.0)
+            if self.device == "cuda":
+                self.device_times = device_time.Calls(lambda: self.run_of(step, pass_))
 
     @contextmanager
     def unbound(self) -> Iterator[None]:
@@ -169,13 +173,14 @@ class Worker:
         return [self.call(step, pass_, slowdown) for _ in range(calls)]
 
     def call(self, step: Any, pass_: str, slowdown: float) -> float:
-        made: Any = step.forward() if pass_ == "backward" else None
+        if self.device_times is not None:
+            return self.device_times.seconds(slowdown)
+        pass_of_step = self.run_of(step, pass_)
 
         def run() -> Any:
             start = time.perf_counter()
-            result = step.backward(made) if pass_ == "backward" else getattr(step, pass_)()
+            result = pass_of_step()
             if slowdown:
-                meters.synchronize(self.device)
                 now = time.perf_counter()
                 until = now + slowdown * (now - start)
                 while time.perf_counter() < until:
@@ -183,6 +188,13 @@ class Worker:
             return result
 
         return meters.seconds(run, self.device)
+
+    def run_of(self, step: Any, pass_: str) -> Callable[[], Any]:
+        """What is timed. Before a "backward" its forward is made, and not timed."""
+        if pass_ != "backward":
+            return getattr(step, pass_)
+        made: Any = step.forward()
+        return lambda: step.backward(made)
 
 
 def uncompiled(model: Any = None, **_: Any) -> Any:

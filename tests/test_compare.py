@@ -193,7 +193,7 @@ def test_the_other_process_begins_before_torch_is_imported_and_may_find_no_room(
         import sys
         import benchmarks.__main__ as command
 
-        def server():
+        def server(on_cuda):
             print("torch" in sys.modules)
             raise OSError("no space left")
 
@@ -207,9 +207,9 @@ def test_the_other_process_begins_before_torch_is_imported_and_may_find_no_room(
 
 def test_each_level_has_a_workload_of_its_own_unless_one_is_chosen() -> None:
     names = calibrate.parse([]).impl
-    usual = {level: found.name for level, found in workloads_of(names, None).items()}
+    usual = {level: found.name for level, found in workloads_of(names, None, "cpu").items()}
     assert usual == {"logits": "gpt2_text@32", "linear": "tinystories_1m"}
-    assert {found.name for found in workloads_of(names, "notebook").values()} == {"notebook"}
+    assert {found.name for found in workloads_of(names, "notebook", "cpu").values()} == {"notebook"}
 
 
 def test_strict_makes_the_undecided_fail(clone) -> None:

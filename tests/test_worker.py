@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import meters, worker, workloads
+from benchmarks import meters, processes, worker, workloads
 
 ROOT = Path(__file__).parents[1]
 GIVEN = {"logits": {"input": torch.zeros(4, 8), "target": torch.zeros(4, dtype=torch.int64)}}
@@ -135,3 +135,20 @@ def test_the_heap_is_filled_with_no_more_than_is_free(monkeypatch, free, filled)
     monkeypatch.setattr(workloads, "free_bytes", lambda device: free)
     asked = given()
     assert meters.peak_memory(lambda: asked.fill("logits"), "cpu") == filled
+
+
+@pytest.mark.parametrize("on_cuda", [False, True])
+def test_the_path_is_kept_and_a_gpu_is_seen_only_where_it_measures(on_cuda, monkeypatch) -> None:
+    seen = {}
+
+    def popen(*_, env: dict[str, str], **__) -> None:
+        seen.update(env)
+        raise OSError("enough was seen")
+
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="enough was seen"):
+        processes.Server(on_cuda)
+    assert seen["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "theirs"]
+    assert seen["CUDA_VISIBLE_DEVICES"] == ("1" if on_cuda else "")
