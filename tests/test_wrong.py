@@ -90,7 +90,7 @@ RIGHT = {
     "gradient_made_in_forward": ("logits", gradient_made_in_forward),
     "in_place": ("logits", in_place),
     "checkpointed": ("linear", checkpointed),
-    "torch's own": ("linear", F.linear_cross_entropy),
+    "torch's own": ("linear", getattr(F, "linear_cross_entropy", None)),
 }
 
 
@@ -98,6 +98,8 @@ RIGHT = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_losses_written_otherwise_pass(name: str, check: str) -> None:
     level, fn = RIGHT[name]
+    if fn is None:
+        pytest.skip(f"torch {torch.__version__} has no F.linear_cross_entropy")
     support = impls.Support(overwrites_input=name == "in_place")
     hold(impls.Loss(name, level, fn, support, ""), check)
 
