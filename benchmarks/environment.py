@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -66,15 +67,24 @@ def _cpu() -> str:
 
 
 def _commit() -> tuple[str, str]:
-    """HEAD, "+" behind it if the working tree differs, and its date; empty outside a clone."""
+    """HEAD, "+" behind it if the working tree differs, and its date.
+
+    Outside a clone, or without git, the values of CROSS_ENTROPY_BENCH_COMMIT and
+    CROSS_ENTROPY_BENCH_COMMIT_DATE, or else empty.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
-    commit, _, date = git("log", "-1", "--format=%H %cI").partition(" ")
-    changed = git("status", "--porcelain", "--untracked-files=no")
-    return commit + ("+" if changed else ""), date
+    with suppress(FileNotFoundError):
+        commit, _, date = git("log", "-1", "--format=%H %cI").partition(" ")
+        if commit:
+            changed = git("status", "--porcelain", "--untracked-files=no")
+            return commit + ("+" if changed else ""), date
+    names = ("CROSS_ENTROPY_BENCH_COMMIT", "CROSS_ENTROPY_BENCH_COMMIT_DATE")
+    commit, date = (os.environ.get(name, "") for name in names)
+    return commit, date
 
 
 def track_threads() -> int:

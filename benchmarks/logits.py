@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.common import Suite
+from benchmarks.suite import Suite
 
 
 class CPU(Suite):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DIFFERENTIABLE = ("input", "linear_weight", "linear_bias")
+CHUNK = 2**26  # numbers in float64 of each kind, of large tensors, at once
 
 # What rounding alone may add to twice the native loss's own error, in relative norm: a few units in
 # the last place, or one where the dtype has but few. In float64 the oracle itself is rounded.
@@ -86,42 +87,89 @@ def expected(
     return evaluate(ORACLES[level], exact, grad, **options)
 
 
-def error(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
+def expected_mean(level: str, tensors: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
+    """As ``expected``, of the mean over the tokens, but the logits of some tokens at a time.
+
+    The mean is the sum of the tokens' losses over how many count, and so are its gradients.
+    """
+    input, target = tensors["input"], tensors["target"]  # (N, ·), (N,)
+    whole = {name: tensor.double() for name, tensor in tensors.items() if name.startswith("linear")}
+    size = rows(len(whole["linear_weight"]) if whole else input.shape[1])
+    counted = (target != -100).sum()
+    value, grads = 0.0, {"input": torch.empty_like(input, dtype=torch.float64)}
+    for x, y, dx in zip(*(one.split(size) for one in (input, target, grads["input"])), strict=True):
+        chunk = {**whole, "input": x.double(), "target": y}
+        made = evaluate(ORACLES[level], chunk, grad.double() / counted, reduction="sum")
+        value = value + made["value"] / counted
+        dx.copy_(made["input"])
+        for name in whole:
+            grads[name] = grads[name].add_(made[name]) if name in grads else made[name]
+    return {"value": value, **grads}
+
+
+def rows(numbers: int) -> int:
+    """How many rows of so many numbers each are computed with at once."""
+    return max(1, CHUNK // max(1, numbers))
+
+
+def error(
+    actual: Tensor,
+    expected: Tensor,
+    scale: Tensor | None = None,
+    left_out: Tensor | None = None,
+) -> float:
     """‖actual - expected‖ / ‖expected‖ in float64, over the finite elements of ``expected``.
 
     With ``scale``, of the same shape, ‖expected‖ counts as no less than an eighth of its norm: of a
-    sum whose terms cancel, rounding leaves an error in proportion to the terms. Infinite if
-    ``actual`` differs where ``expected`` is not finite, or in shape.
+    sum whose terms cancel, rounding leaves an error in proportion to the terms. With ``left_out``,
+    (N,), that element of each row does not count. Infinite if ``actual`` differs where ``expected``
+    is not finite, or in shape.
     """
-    return float(_relative(actual, expected, scale, dim=None))
+    if actual.shape != expected.shape:
+        return math.inf
+    given = [actual, expected, scale if scale is not None else expected]
+    given = [torch.atleast_1d(tensor) for tensor in given]
+    given += [] if left_out is None else [left_out[:, None]]
+    size = rows(expected[0].numel() if expected.dim() > 1 and len(expected) else 1)
+    norms = []
+    for a, e, s, *y in zip(*(tensor.split(size) for tensor in given), strict=True):
+        if y:
+            a, e, s = (tensor.scatter(1, y[0], 0) for tensor in (a, e, s))
+        norms.append(_norms(a, e, s if scale is not None else None, dim=None))
+    return float(_relative(*torch.linalg.vector_norm(torch.stack(norms), dim=0)))
 
 
 def worst_row(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
     """The largest ``error`` of a row: a norm over all of them does not see one that is wrong."""
     if actual.shape != expected.shape or actual.dim() < 2 or not len(actual):
         return error(actual, expected, scale)
-    return float(_relative(actual, expected, scale, tuple(range(1, actual.dim()))).max())
+    of_rows = _norms(actual, expected, scale, dim=tuple(range(1, actual.dim())))
+    return float(_relative(*of_rows).max())
 
 
-def _relative(
+def _norms(
     actual: Tensor, expected: Tensor, scale: Tensor | None, dim: tuple[int, ...] | None
 ) -> Tensor:
-    infinite = expected.new_full((), float("inf"), dtype=torch.float64)
-    if actual.shape != expected.shape:
-        return infinite
+    """Those of the distance, of ``expected``, and of ``scale`` (or 0): (3,), or (3, N) of rows.
+
+    The distance is infinite if ``actual`` differs where ``expected`` is not finite.
+    """
     actual, expected = actual.double(), expected.double()
     odd = ~expected.isfinite()
+    differs = False
     if odd.any():
         same = (actual == expected) | (actual.isnan() & expected.isnan())
-        if not same[odd].all():
-            return infinite
+        differs = not same[odd].all()
         actual, expected = actual.masked_fill(odd, 0), expected.masked_fill(odd, 0)
     distance = torch.linalg.vector_norm(actual - expected, dim=dim)
     norm = torch.linalg.vector_norm(expected, dim=dim)
-    if scale is not None:
-        norm = torch.maximum(norm, torch.linalg.vector_norm(scale.double(), dim=dim) / 8)
+    least = norm * 0 if scale is None else torch.linalg.vector_norm(scale.double(), dim=dim)
+    return torch.stack([distance.fill_(math.inf) if differs else distance, norm, least])
+
+
+def _relative(distance: Tensor, norm: Tensor, scale: Tensor) -> Tensor:
     # Nothing expected, and nothing there, is no error.
-    relative = torch.where(distance == 0, 0, distance / norm)
+    relative = torch.where(distance == 0, 0, distance / torch.maximum(norm, scale / 8))
     return relative.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import lockstep, meters
-from benchmarks.common import Suite
 from benchmarks.limits import ShardedLimit
 from benchmarks.rank import Rank
 from benchmarks.ranks import Ranks
+from benchmarks.suite import Suite
 
 RANKS = 2
 

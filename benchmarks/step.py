@@ -49,7 +49,7 @@ class Step:
 
     def expected(self) -> dict[str, Tensor]:
         """The oracle's value and gradients for these tensors."""
-        return oracle.expected(self.loss.level, self.given, self.grad)
+        return oracle.expected_mean(self.loss.level, self.given, self.grad)
 
     def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
         """The largest relative error of a gradient; of logits, also that apart from the targets.
@@ -59,10 +59,8 @@ class Step:
         actual = oracle.evaluate(self.loss.fn, self.own(), self.grad)
         errors = [worst(actual, expected)]
         if self.loss.level == "logits":
-            y = self.given["target"][:, None]
-            errors.append(
-                oracle.error(actual["input"].scatter(1, y, 0), expected["input"].scatter(1, y, 0))
-            )
+            targets = self.given["target"]
+            errors.append(oracle.error(actual["input"], expected["input"], left_out=targets))
         return errors
 
     def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
@@ -85,7 +83,7 @@ class ShardedStep(Step):
     """
 
     def expected(self) -> dict[str, Tensor]:
-        return self.of_whole(lambda whole: oracle.expected("linear", whole, self.grad))
+        return self.of_whole(lambda whole: oracle.expected_mean("linear", whole, self.grad))
 
     def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
         return [lockstep.largest(error) for error in super().errors(expected)]

@@ -22,7 +22,6 @@ from typing import Any
 from unittest import mock
 
 # Once here, and not in each process: what benchmarks need, and what the first backward imports.
-import asv_runner.benchmarks.mark  # noqa: F401
 import psutil
 import torch
 import torch.fx.experimental.symbolic_shapes

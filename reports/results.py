@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from asv.results import Results
 
 from reports.statistics import median_interval
 
@@ -188,6 +187,10 @@ def _from_liger(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    try:
+        from asv.results import Results  # not on every machine that measures
+    except ImportError as error:
+        raise NotResults("it is asv's, which is not installed") from error
     try:
         results = Results.load(str(file))
     except Exception as error:  # asv raises what it likes for a file it cannot read

