@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,9 @@ def main(argv: list[str]) -> int:
     subprocess.run([*asv, "machine", "--yes"], cwd=ROOT, check=True)
     asv += ["run", "--python=same", "--launch-method", "spawn", "--set-commit-hash", commit]
     asv += ["--record-samples", "--show-stderr", "--bench", BENCHMARKS[arguments.device]]
-    return subprocess.run(asv, cwd=ROOT).returncode
+    # asv gives its own processes no PYTHONPATH but this.
+    environment = os.environ | {"ASV_PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
+    return subprocess.run(asv, cwd=ROOT, env=environment).returncode
 
 
 def why_not() -> str:

@@ -80,6 +80,7 @@ def bandwidths(device: str) -> tuple[float, float]:
 
 def product(dtype: torch.dtype, device: str) -> float:
     """TFLOP/s of a product of two square matrices."""
+    torch.set_float32_matmul_precision("highest")  # some images allow TF32
     rows = SIZES[device][1]
     a, b = torch.randn(2, rows, rows, device=device).to(dtype)
     out = torch.empty_like(a)

@@ -1,4 +1,4 @@
-"""A loss that, given a reduction that there is not, breaks CUDA as an assertion in a kernel does."""
+"""A loss that, given a reduction that is none, breaks CUDA as an assertion in a kernel does."""
 
 import torch
 import torch.nn.functional as F
