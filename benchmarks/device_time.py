@@ -43,7 +43,10 @@ class EventTimer:
 
 
 def launch(run: Callable[[], Any]) -> float:
-    """Host time from the call of ``run()`` to its return, on an idle device."""
+    """Host time from the call of ``run()`` to its return, on an idle device.
+
+    Of a loss that waits for the device within its call, that wait is a part.
+    """
     lockstep.largest(0.0)
     torch.cuda.synchronize()
     start = time.perf_counter()

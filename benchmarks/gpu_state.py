@@ -26,7 +26,7 @@ class Card:
     def __init__(self, nvml: Any) -> None:
         self.nvml = nvml
         nvml.nvmlInit()
-        uuid = torch.cuda.get_device_properties().uuid
+        uuid = str(torch.cuda.get_device_properties().uuid).removeprefix("GPU-")
         self.handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         self.driver = nvml.nvmlSystemGetDriverVersion()
         self.limit = nvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1000  # W

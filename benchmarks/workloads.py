@@ -95,7 +95,8 @@ class Workload:
             made = (4 + item) * arguments
             # The arguments, and in float64 these, their gradients and those of a chunk of tokens;
             # of the logits as above, themselves, and those of the limit.
-            held = (item + 24) * arguments + 5 * item * logits
+            chunked = self.tokens > oracle.rows(self.vocab)
+            held = (item + 16 + 8 * chunked) * arguments + 5 * item * logits
         # Of a chunk of logits in float64, the oracle and its distances hold six at once.
         return max(made, held + 6 * 8 * min(logits, max(oracle.CHUNK, self.vocab)))
 

@@ -5,12 +5,15 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 import torch.nn.functional as F
 
 import impls
 from benchmarks import meters, rounds
+from benchmarks.__main__ import main
 from benchmarks.failures import DeviceLost
 from benchmarks.step import PASSES
+from benchmarks.variables import PINNED_ALLOCATOR
 from benchmarks.workloads import workload
 from reports import tables
 
@@ -78,3 +81,27 @@ def test_a_lost_gpu_ends_the_level_with_what_was_measured(monkeypatch) -> None:
     of = pd.DataFrame(rows).groupby("impl")["metric"].agg(set)
     assert set(PASSES) <= of["logits.eager"]
     assert "failed" in of["logits.raising"]
+
+
+@pytest.mark.parametrize(
+    ("error", "levels"),
+    [(torch.OutOfMemoryError("no room"), ["logits", "linear"]), (DeviceLost("lost"), ["logits"])],
+)
+def test_what_ends_a_level_is_said_and_no_success(
+    error: Exception, levels: list[str], monkeypatch, tmp_path, capsys
+) -> None:
+    begun = []
+
+    def measure(losses, *_):
+        begun.append(losses[0].level)
+        raise error
+        yield
+
+    monkeypatch.setattr(rounds, "measure", measure)
+    for name, value in PINNED_ALLOCATOR.items():  # else it would begin again with these
+        monkeypatch.setenv(name, value)
+    names = ["--impl", "logits.eager", "--impl", "linear.builtin"]
+    out = ["--workload", "tinystories_1m@8", "--out", str(tmp_path / "rows.csv")]
+    assert main([*names, *out]) == 1
+    assert begun == levels
+    assert str(error) in capsys.readouterr().err
