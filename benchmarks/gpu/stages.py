@@ -91,5 +91,5 @@ def named(device: str, what: str) -> tuple[str, ...]:
 
 
 def workers() -> int:
-    """Processes of the gate: a GPU has room for the contexts of so many."""
-    return max(1, min(14, len(os.sched_getaffinity(0)) - 2))
+    """Processes of the gate: two fewer than cores, and at most 14, which a GPU has memory for."""
+    return max(2, min(14, (os.cpu_count() or 1) - 2))
