@@ -151,7 +151,7 @@ def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, monkeypatch
 def test_a_mistyped_command_is_said(capsys) -> None:
     assert main(["compar", "HEAD"]) == 2
     assert capsys.readouterr().err == (
-        "no command 'compar'; there are semantics, compare, calibrate, plan\n"
+        "no command 'compar'; there are semantics, compare, calibrate, plan, gpu\n"
     )
 
 

@@ -1,5 +1,6 @@
 """``python -m benchmarks gpu``: what it runs, keeps and says, on a machine that has no GPU."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from benchmarks.__main__ import main
 from benchmarks.gpu.cli import environment, run_all
@@ -30,6 +32,16 @@ def test_stages_are_listed(capsys) -> None:
     assert list(dict.fromkeys(listed)) == [
         *("machine", "gate", "logits", "linear", "float32", "asv", "compare", "page")
     ]
+
+
+def test_machine_says_what_it_can_do(tmp_path) -> None:
+    assert main(["gpu", "--device", "cpu", "--stage", "machine", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "machine.json").read_text())
+    assert found["torch"] == torch.__version__
+    limits = {name: value for name, value in found.items() if "_per_s" in name}
+    assert len(limits) == 4
+    assert min(limits.values()) > 0
+    assert "logits.eager" in (tmp_path / "01-machine.log").read_text()
 
 
 def test_an_unknown_stage_is_refused_in_one_line(capsys) -> None:

@@ -69,8 +69,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--impl", action="append", default=[])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    # Each worker compiles: a pool of processes beneath each would be more than there are cores.
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    # A worker for each core: a pool of threads, or of processes that compile, beneath each would
+    # be more than there are cores.
+    os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = ["tests/test_gate.py", "--device", arguments.device, "--verbose"]
     command += ["--numprocesses", str(workers()), "--dist", "worksteal"]
     command += ["-rxXf", "--tb", "short", "--durations", "15", "-p", "no:cacheprovider"]

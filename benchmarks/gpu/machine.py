@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +26,10 @@ PACKAGES = (
 # Elements of the bfloat16 tensor that is copied, and rows of the square matrices.
 SIZES = {"cuda": (2**30, 8192), "cpu": (2**24, 512)}
 REPEATS = 20
+ASKED = (
+    *("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem", "temperature.gpu"),
+    *("persistence_mode", "mig.mode.current", "ecc.mode.current"),
+)
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -32,7 +37,7 @@ def machine(device: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": os.cpu_count(),
         "packages": {name: version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
     }
@@ -46,8 +51,24 @@ def machine(device: str) -> dict[str, Any]:
             "l2_bytes": properties.L2_cache_size,
             "memory_bytes": total,
             "free_bytes": free,
+            "nvidia_smi": nvidia_smi(),
         }
     return found
+
+
+def nvidia_smi() -> dict[str, str]:
+    """The driver, and how the card is set up; empty where there is no ``nvidia-smi``."""
+    query = f"--query-gpu={','.join(ASKED)}"
+    try:
+        run = subprocess.run(
+            ["nvidia-smi", query, "--format=csv,noheader", "--id=0"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    return dict(zip(ASKED, map(str.strip, run.stdout.split(",")), strict=False))
 
 
 def version(name: str) -> str | None:

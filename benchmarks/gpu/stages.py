@@ -1,6 +1,7 @@
 """The stages, the most wanted first: each a command of this Python, its limit and its result."""
 
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def stages(device: str, out: Path) -> list[Stage]:
     on = ("--device", device)
     compare = ("-m", "benchmarks", "compare", ".", ".", *on, "--impl", "logits.builtin")
     compared, numbers = out / "page" / "compare.csv", out / "numbers.csv"  # "page" reads both
-    no_compare = "" if device == "cpu" else "its processes are forks of one that has begun CUDA"
+    no_compare = "" if shutil.which("git") else "it asks git for the commit, and there is no git"
+    if device == "cuda":
+        no_compare = "its processes are forks of one that has begun CUDA"
     return [
         child("machine", "machine", out / "machine.json", 90.0, *on),
         child("gate", "gate", out / "gate.csv", 270.0, *on, *named(device, "gate")),
@@ -91,5 +94,5 @@ def named(device: str, what: str) -> tuple[str, ...]:
 
 
 def workers() -> int:
-    """Processes of the gate: a GPU has room for the contexts of so many."""
-    return max(1, min(14, len(os.sched_getaffinity(0)) - 2))
+    """Processes of the gate: two fewer than cores, and at most 14, which a GPU has memory for."""
+    return max(2, min(14, (os.cpu_count() or 1) - 2))
