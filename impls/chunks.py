@@ -38,7 +38,7 @@ def losses_and_gradient(x, q, upstream, softcap, z_loss):
 
 def scale(grad, factor):
     """``grad`` times the number ``factor``, in place; where that is 1, nothing is written."""
-    if grad.is_cuda:
+    if grad.is_cuda or INTERPRETED:
         from impls.kernels import cross_entropy_triton as kernel
 
         kernel.scale_(grad, factor)

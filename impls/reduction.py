@@ -81,7 +81,11 @@ def distribution(
     ones = torch.ones((), dtype=accumulation_dtype(dtype), device=target.device)
     w = ones.expand(vocab) if weight is None else weight.to(ones.dtype)  # (V,)
     at_y = (1 - label_smoothing) * w[y]
-    return Q(y, at_y, label_smoothing / vocab * w if label_smoothing > 0 else None)
+    if label_smoothing == 0:
+        return Q(y, at_y, None)
+    if weight is None:  # one number, which a kernel need not read for each class
+        return Q(y, at_y, (label_smoothing / vocab * ones).expand(vocab))
+    return Q(y, at_y, label_smoothing / vocab * w)
 
 
 def norm(

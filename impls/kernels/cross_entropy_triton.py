@@ -1,12 +1,12 @@
-"""Triton: the losses of rows of logits and their gradient; each logit is read from memory once.
+"""Triton: the losses of rows of logits x and their gradient, in one kernel.
 
-A program holds one slice of a row in registers. The programs of a row exchange four numbers for
-each slice k through memory: m_k = max x, s_k = Σ exp(x - m_k), and the slice's shares of x_y and
-of Σ q x. From these each program knows the row's m and s = Σ_k s_k exp(m_k - m), and makes the
-gradient of its slice from the exponentials that it still holds. So a step reads the logits once and
-writes the gradient once: as many bytes as a copy.
+A program takes one row after the other. A first pass finds the row's maximum m and
+s = Σ exp(x - m). A second pass goes backwards and writes the gradient. Few rows are worked on at
+once, so the second pass reads most logits from a cache, not from memory. A step moves little more
+than a copy does: N V logits in, N V out.
 
-The programs of a row wait for each other. A cooperative launch guarantees that all run at once.
+A GPU has one instruction for a power of 2, so exponentials are 2^((x - m) log₂e).
+docs/experiments/0001-triton-kernel.md says what this design was chosen from.
 """
 
 import functools
@@ -18,13 +18,11 @@ from torch import Tensor
 
 from impls.loss import INTERPRETED
 
-SLICE = 8192  # logits that a program holds
-SLICE_WITH_OPTIONS = 4096  # the same with a softcap or smoothing, which take registers
-WARPS = 8
-PROGRAMS = 3  # that run on a multiprocessor at once
-REGISTERS = 65536 // (32 * WARPS * PROGRAMS) // 8 * 8  # of a thread, so that they fit
-AHEAD = False
-NUMBERS = 5  # that a program tells the others of its row: m, s, x_y, Σ q x and Σ q
+NUMBERS = 32  # of a row that a thread works on at once
+LONG = 384 * 2**10  # bytes of a row, of which two on each multiprocessor do not fit the L2 cache
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LEAST = tl.constexpr(-1e38)  # in place of -inf, as -inf - -inf is nan
 
 
 @triton.jit
@@ -39,112 +37,113 @@ def tanh(u):
 
 
 @triton.jit
+def cap(x, softcap: tl.constexpr):
+    """c tanh(x / c); x itself where there is no softcap c."""
+    return x if softcap is None else softcap * tanh(x / softcap)
+
+
+@triton.jit
+def capped(x, inside, softcap: tl.constexpr):
+    """The same of a tile, which is -inf outside the row."""
+    x = x.to(tl.float32)
+    return x if softcap is None else tl.where(inside, cap(x, softcap), float("-inf"))
+
+
+@triton.jit
+def q_of(everywhere, column, inside, uniform: tl.constexpr):
+    """The q of columns; where it is the same for all, that number."""
+    return tl.load(everywhere) if uniform else tl.load(everywhere + column, inside, other=0.0)
+
+
+@triton.jit
 def rows_kernel(
     logits,  # (n, vocab)
     grad,  # (n, vocab), which may be the logits
     losses,  # (n,)
     y,  # (n,)
     at_y,  # (n,)
-    everywhere,  # (vocab,)
+    everywhere,  # (vocab,), or (1,) where it is the same for all classes
     spread,  # () Σ everywhere
-    upstream,  # (n,) or (1,)
-    shared,  # (n, parts, NUMBERS)
-    arrived,  # (n,) how many programs have told their numbers; zeros
+    upstream,  # (n,)
     n,
     vocab,
     logits_stride,
     grad_stride,
-    upstream_stride,
     softcap: tl.constexpr,
     z_loss: tl.constexpr,
     with_grad: tl.constexpr,
     smoothed: tl.constexpr,
-    parts: tl.constexpr,
-    some_parts: tl.constexpr,  # the next power of two
-    size: tl.constexpr,
-    width: tl.constexpr,
-    ahead: tl.constexpr,
+    uniform: tl.constexpr,  # whether everywhere is one number
+    deep: tl.constexpr,
+    wide: tl.constexpr,
 ):
-    part = tl.program_id(0) % parts
-    column = part * size + tl.arange(0, size)
-    inside = column < vocab
-    each = tl.arange(0, some_parts)
-    sum_q = 0.0
-    if smoothed:
-        q = tl.load(everywhere + column, inside, other=0.0)
-        sum_q = tl.load(spread)
-        own_q = tl.sum(q)
-    first, step = tl.program_id(0) // parts, tl.num_programs(0) // parts
-    if ahead:
-        place = logits + tl.cast(first, tl.int64) * logits_stride + column
-        coming = tl.load(place, inside & (first < n), other=float("-inf"))
-    for row in range(first, n, step):
-        long = tl.cast(row, tl.int64)
-        if ahead:
-            x = coming
+    tile = tl.arange(0, deep)[:, None] * wide + tl.arange(0, wide)[None, :]
+    size: tl.constexpr = deep * wide
+    tiles = tl.cdiv(vocab, size)
+    sum_q = tl.load(spread) if smoothed else 0.0
+    for row in range(tl.program_id(0), n, tl.num_programs(0)):
+        of_row = logits + tl.cast(row, tl.int64) * logits_stride
+        to_row = grad + tl.cast(row, tl.int64) * grad_stride
+        given = tl.load(upstream + row) if with_grad else 1.0
+        if with_grad and given == 0:  # an ignored row, whose logits may be nan
+            for i in range(tiles):
+                column = i * size + tile
+                tl.store(to_row + column, tl.zeros([deep, wide], tl.float32), column < vocab)
+            tl.store(losses + row, 0.0)
         else:
-            x = tl.load(logits + long * logits_stride + column, inside, other=float("-inf"))
-        target = tl.load(y + row)
-        share = tl.load(at_y + row)
-        given = 1.0
-        if with_grad:
-            given = tl.load(upstream + row * upstream_stride)
-        x = x.to(tl.float32)
-        if softcap is not None:
-            x = tl.where(inside, softcap * tanh(x / softcap), float("-inf"))
-        # Not -inf, of which a slice may consist: -inf - -inf is nan.
-        own_m = tl.maximum(tl.max(x), -3.4e38)
-        exps = tl.exp(x - own_m)
-        m, s = own_m, tl.sum(exps)
-        x_y = tl.sum(tl.where(column == target, x, 0.0))
-        q_x = 0.0
-        if smoothed:
-            q_x = tl.sum(tl.where(inside, q * (x - own_m), 0.0))
-        if ahead:
-            place = logits + (long + step) * logits_stride + column
-            coming = tl.load(place, inside & (row + step < n), other=float("-inf"))
-        if parts > 1:
-            mine = shared + (long * parts + part) * width
-            tl.store(mine, m)
-            tl.store(mine + 1, s)
-            tl.store(mine + 2, x_y)
+            target = tl.load(y + row).to(tl.int32)
+            share = tl.load(at_y + row)
+            x_y = cap(tl.load(of_row + target).to(tl.float32), softcap)
+            near = tl.maximum(x_y, LEAST)
+            m = tl.full([wide], LEAST, tl.float32)
+            s = tl.zeros([wide], tl.float32)
+            q_x = tl.zeros([wide], tl.float32)  # Σ q (x - near)
+            for i in range(tiles):
+                column = i * size + tile
+                inside = column < vocab
+                x = tl.load(
+                    of_row + column, inside, other=float("-inf"), eviction_policy="evict_last"
+                )
+                x = capped(x, inside, softcap)
+                if smoothed:
+                    q = q_of(everywhere, column, inside, uniform)
+                    q_x += tl.sum(tl.where(inside, q * (x - near), 0.0), 0)
+                top = tl.maximum(m, tl.max(x, 0))
+                exps = tl.exp2((x - top[None, :]) * LOG2E)
+                s = s * tl.exp2((m - top) * LOG2E) + tl.sum(exps, 0)
+                m = top
+            top = tl.max(m)
+            s = tl.sum(s * tl.exp2((m - top) * LOG2E))
+            log_p_y = x_y - top - tl.log(s)
+            lse = top + tl.log(s)
+            loss = -share * log_p_y + z_loss * lse * lse
             if smoothed:
-                tl.store(mine + 3, q_x)
-                tl.store(mine + 4, own_q)
-            tl.debug_barrier()
-            tl.atomic_add(arrived + row, 1, sem="release")
-            while tl.atomic_add(arrived + row, 0, sem="acquire") < parts:
-                pass
-            told = shared + (long * parts + each) * width
-            here = each < parts
-            # Not from L1, which may hold a line from before.
-            all_m = tl.load(told, here, other=-3.4e38, cache_modifier=".cg")
-            m = tl.max(all_m)
-            all_s = tl.load(told + 1, here, other=0.0, cache_modifier=".cg")
-            s = tl.sum(all_s * tl.exp(all_m - m))
-            x_y = tl.sum(tl.load(told + 2, here, other=0.0, cache_modifier=".cg"))
-            if smoothed:
-                all_q_x = tl.load(told + 3, here, other=0.0, cache_modifier=".cg")
-                all_q = tl.load(told + 4, here, other=0.0, cache_modifier=".cg")
-                q_x = tl.sum(all_q_x + (all_m - m) * all_q)
-        log_s = tl.log(s)
-        if with_grad:
-            total = share + sum_q + 2 * z_loss * (m + log_s)
-            g = exps * (total * given * tl.exp(own_m - m) / s)
-            if smoothed:
-                g -= q * given
-            # The target's entry in float32: p - 1, from a rounded p, would be lost.
-            g = tl.where(column == target, g - share * given, g)
-            if softcap is not None:
-                g *= 1 - (x / softcap) * (x / softcap)
-            g = tl.where(given == 0, 0.0, g)  # an ignored row, whose logits may be nan
-            tl.store(grad + long * grad_stride + column, g, inside)
-        if part == 0:
-            loss = -share * (x_y - m - log_s)
-            if smoothed:
-                loss -= q_x - sum_q * log_s
-            loss += z_loss * (m + log_s) * (m + log_s)
+                loss -= tl.sum(q_x) + sum_q * (near - x_y + log_p_y)
             tl.store(losses + row, loss)
+            if with_grad:
+                total = share + sum_q + 2 * z_loss * lse
+                factor = total * given / s
+                for i in range(tiles):
+                    column = (tiles - 1 - i) * size + tile
+                    inside = column < vocab
+                    x = tl.load(
+                        of_row + column, inside, other=float("-inf"), eviction_policy="evict_first"
+                    )
+                    x = capped(x, inside, softcap)
+                    g = tl.exp2((x - top) * LOG2E) * factor
+                    if smoothed:
+                        g -= q_of(everywhere, column, inside, uniform) * given
+                    if softcap is not None:
+                        g *= 1 - (x / softcap) * (x / softcap)
+                    tl.store(to_row + column, g, inside, cache_modifier=".cs")
+                # The target's entry anew, in float32: p - 1, from a rounded p, would be lost.
+                if smoothed:
+                    share += q_of(everywhere, target, True, uniform)
+                g_y = tl.exp2((x_y - top) * LOG2E) * factor - share * given
+                if softcap is not None:
+                    g_y *= 1 - (x_y / softcap) * (x_y / softcap)
+                tl.debug_barrier()  # another thread has written that entry
+                tl.store(to_row + target, g_y)
 
 
 @triton.jit
@@ -155,13 +154,30 @@ def scale_kernel(grad, factor, count, size: tl.constexpr):
         for block in range(tl.program_id(0), tl.cdiv(count, size), tl.num_programs(0)):
             index = tl.cast(block, tl.int64) * size + tl.arange(0, size)
             inside = index < count
-            g = tl.load(grad + index, inside).to(tl.float32)
+            g = tl.load(grad + index, inside).to(by.dtype)
             tl.store(grad + index, g * by, inside)
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def shape(vocab: int, itemsize: int, plain: bool) -> tuple[int, int, int, int]:
+    """Of a tile (deep, wide); how many warps a program has, and programs a multiprocessor.
+
+    A thread reads 16 bytes at once. What is not ``plain``, a softcap or smoothing, takes registers.
+    """
+    numbers = NUMBERS if plain else NUMBERS // 2
+    long = vocab * itemsize > LONG
+    warps = min(32 if long and plain else 16, triton.next_power_of_2(triton.cdiv(vocab, 1024)))
+    each = 16 // itemsize
+    return numbers // each, 32 * warps * each, warps, (32 if plain else 16) // warps
+
+
+def registers(plain: bool) -> int:
+    """How many a thread may have, so that as many programs run at once as ``shape`` says."""
+    return 64 if plain else 128
 
 
 def launch(
@@ -177,25 +193,16 @@ def launch(
     """The (n,) losses; the gradient is written to ``grad``, if there is an ``upstream`` one."""
     n, vocab = logits.shape
     losses = at_y.new_empty(n)
+    plain = everywhere is None and softcap is None
+    deep, wide, warps, programs = shape(vocab, logits.itemsize, plain)
+    options = {}
+    if not INTERPRETED:
+        programs *= multiprocessors(logits.device)
+        options = {"num_warps": warps, "maxnreg": registers(plain)}
     if n == 0:
         return losses
-    size = SLICE if everywhere is None and softcap is None else SLICE_WITH_OPTIONS
-    if INTERPRETED or vocab <= size:  # interpreted programs run one after the other: none may wait
-        size = triton.next_power_of_2(vocab)
-    parts = triton.cdiv(vocab, size)
-    groups, options = n, {}
-    shared = arrived = losses
-    if not INTERPRETED:
-        groups = min(n, PROGRAMS * multiprocessors(logits.device) // parts)
-        options = {"num_warps": WARPS, "maxnreg": REGISTERS}
-    if groups == 0:
-        raise ValueError(f"{vocab} classes are more than the programs that run at once can hold")
-    if parts > 1:
-        shared = losses.new_empty(n, parts, NUMBERS)
-        arrived = torch.zeros(n, dtype=torch.int32, device=logits.device)
-        options["launch_cooperative_grid"] = True
     with torch.cuda.device_of(logits):
-        rows_kernel[(groups * parts,)](
+        rows_kernel[(n if INTERPRETED else min(n, programs),)](
             logits,
             logits if grad is None else grad,
             losses,
@@ -204,22 +211,17 @@ def launch(
             at_y if everywhere is None else everywhere,
             at_y if everywhere is None else everywhere.sum(),
             at_y if upstream is None else upstream,
-            shared,
-            arrived,
             n,
             vocab,
             logits.stride(0),
             0 if grad is None else grad.stride(0),
-            0 if upstream is None else upstream.stride(0),
             softcap=softcap,
             z_loss=z_loss,
             with_grad=upstream is not None,
             smoothed=everywhere is not None,
-            parts=parts,
-            some_parts=triton.next_power_of_2(parts),
-            size=size,
-            width=NUMBERS,
-            ahead=AHEAD,
+            uniform=everywhere is not None and everywhere.stride(0) == 0,
+            deep=deep,
+            wide=wide,
             **options,
         )
     return losses
@@ -238,7 +240,8 @@ def rows(
     """The (n,) losses of (n, vocab) logits and, given ``upstream`` (n,), the logits' gradient.
 
     With no ``upstream`` the second is empty. q at the target is ``at_y`` (n,), and ``everywhere``
-    (vocab,) is on every class. The columns of the logits must be contiguous.
+    (vocab,) is on every class. The columns of the logits must be contiguous. A row whose upstream
+    gradient is 0 is not read: its loss is 0, and so is its gradient.
     """
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     if upstream is None:
@@ -274,14 +277,15 @@ def _(logits, y, at_y, everywhere, upstream, softcap, z_loss):
 
 @torch.library.custom_op("cross_entropy_bench::scale_", mutates_args=("grad",))
 def scale_(grad: Tensor, factor: Tensor) -> None:
-    """Multiply ``grad``, contiguous, by the number ``factor``. If that is 1 it is left as it is.
+    """Multiply ``grad`` by the number ``factor``. Where that is 1 nothing is read or written.
 
-    The device reads the number: the host does not wait.
+    The memory of ``grad`` must have no gaps. The device reads the number: the host does not wait.
     """
+    if grad.numel() == 0:
+        return
     programs = 8 if INTERPRETED else 8 * multiprocessors(grad.device)
     with torch.cuda.device_of(grad):
-        if grad.numel():
-            scale_kernel[(programs,)](grad, factor, grad.numel(), size=4096)
+        scale_kernel[(programs,)](grad, factor, grad.numel(), size=4096)
 
 
 @scale_.register_fake
