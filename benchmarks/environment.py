@@ -67,11 +67,15 @@ def _cpu() -> str:
 
 
 def _commit() -> tuple[str, str]:
-    """HEAD, "+" behind it if the working tree differs, and its date.
+    """HEAD, "+" behind it if the working tree differs, and its date; empty outside a clone.
 
-    Outside a clone, or without git, the values of CROSS_ENTROPY_BENCH_COMMIT and
-    CROSS_ENTROPY_BENCH_COMMIT_DATE, or else empty.
+    CROSS_ENTROPY_BENCH_COMMIT and CROSS_ENTROPY_BENCH_COMMIT_DATE, where they are set, take the
+    place of both: a copy of a working tree may lie in another clone, or in none.
     """
+    names = ("CROSS_ENTROPY_BENCH_COMMIT", "CROSS_ENTROPY_BENCH_COMMIT_DATE")
+    commit, date = (os.environ.get(name, "") for name in names)
+    if commit:
+        return commit, date
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -82,9 +86,7 @@ def _commit() -> tuple[str, str]:
         if commit:
             changed = git("status", "--porcelain", "--untracked-files=no")
             return commit + ("+" if changed else ""), date
-    names = ("CROSS_ENTROPY_BENCH_COMMIT", "CROSS_ENTROPY_BENCH_COMMIT_DATE")
-    commit, date = (os.environ.get(name, "") for name in names)
-    return commit, date
+    return "", ""
 
 
 def track_threads() -> int:

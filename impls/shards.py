@@ -34,7 +34,7 @@ class Shard(NamedTuple):
 
 
 def all_reduce(tensor: Tensor, group: Any, op: Any = dist.ReduceOp.SUM) -> Tensor:
-    """``tensor`` itself, which becomes the sum over the ranks."""
+    """``tensor`` itself, contiguous as NCCL wants it, which becomes the sum over the ranks."""
     dist.all_reduce(tensor, op, group)
     return tensor
 

@@ -105,7 +105,7 @@ def test_launch_is_the_hosts_time_alone(log, monkeypatch) -> None:
 
 
 def test_a_gpu_is_measured_in_every_metric(log, nvml, monkeypatch) -> None:
-    monkeypatch.setattr(rounds, "SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0, "cuda": 0.0})
     losses = [impls.load("logits.builtin"), impls.load("logits.eager")]
     tensors = workload("tinystories_1m").tensors("logits", "float32")
     rows = list(rounds.measure(losses, tensors, "float32", "cuda", PASSES))

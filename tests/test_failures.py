@@ -20,7 +20,7 @@ from reports import tables
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch) -> None:
-    monkeypatch.setattr(rounds, "SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0, "cuda": 0.0})
 
 
 def raising(call: int) -> impls.Loss:

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     chosen = [(n, stage) for n, stage in enumerate(planned, 1) if stage.name in wanted]
     if arguments.list:
         for _, stage in chosen:
-            print(f"{stage.title:36} {stage.limit:4.0f} s at most  {stage.skipped}".rstrip())
+            print(f"{stage.title:36} {stage.limit:4.0f} s at most")
         return 0
     out.mkdir(parents=True, exist_ok=True)
     # A shell that starts this in the background has it ignore Ctrl-C, and all its children too.
@@ -92,9 +92,7 @@ def run_all(
         left = budget - elapsed
         print(f"{elapsed:4.0f} s, {max(0.0, left):4.0f} s left: {stage.title}", flush=True)
         usable = left if stage.name == "page" else left - KEPT
-        if stage.skipped:
-            outcome = Outcome("skipped", stage.skipped)
-        elif usable < LEAST:
+        if usable < LEAST:
             outcome = Outcome("no time", f"{max(0, math.floor(usable))} s are left for it")
         else:
             log = out / f"{number:02}-{re.sub('[ @]', '-', stage.title)}.log"

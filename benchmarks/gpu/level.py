@@ -7,6 +7,9 @@ import impls
 from benchmarks import options, side_by_side
 from impls.loss import FUNCTIONS
 
+# Losses with options that are measured too: cce's usual filter leaves out too much on random data.
+VARIANTS = ("linear.cce(filter_eps=None)",)
+
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.level", description=__doc__)
@@ -14,7 +17,8 @@ def main(argv: list[str]) -> int:
     for option in ("--device", "--dtype", "--impl"):
         options.add(parser, option)
     arguments, others = parser.parse_known_args(argv)
-    of_level = [name for name in impls.names() if name.startswith(f"{arguments.level}.")]
+    known = (*impls.names(), *(VARIANTS if arguments.device == "cuda" else ()))
+    of_level = [name for name in known if name.startswith(f"{arguments.level}.")]
     names = options.available(arguments.impl or of_level, arguments.dtype, arguments.device)
     chosen = [f"--impl={loss.name}" for loss in names]
     if not chosen:

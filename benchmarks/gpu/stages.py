@@ -1,7 +1,6 @@
 """The stages, the most wanted first: each a command of this Python, its limit and its result."""
 
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +12,9 @@ CELLS = {
         ("logits", "logits", "llama3_8b@8192", "bfloat16"),
         ("linear", "linear", "llama3_8b@8192", "bfloat16"),
         ("linear", "linear", "gemma2_2b@8192", "bfloat16"),
+        ("float32", "logits", "bench_131k", "float32"),
         ("logits", "logits", "gpt2_text@4096", "bfloat16"),
         ("float32", "logits", "llama3_8b@8192", "float32"),
-        ("float32", "logits", "bench_131k", "float32"),
     ),
     "cpu": (
         ("logits", "logits", "gpt2_text@64", "bfloat16"),
@@ -36,14 +35,13 @@ REHEARSED = {
 
 @dataclass(frozen=True)
 class Stage:
-    """``command`` are arguments of Python. ``skipped`` says why it is not run, if it is not."""
+    """``command`` are arguments of Python."""
 
     name: str
     title: str
     command: tuple[str, ...]
     limit: float  # seconds
     result: Path | None = None  # the file that it writes, or adds to
-    skipped: str = ""
 
 
 def stages(device: str, out: Path) -> list[Stage]:
@@ -51,9 +49,6 @@ def stages(device: str, out: Path) -> list[Stage]:
     on = ("--device", device)
     compare = ("-m", "benchmarks", "compare", ".", ".", *on, "--impl", "logits.builtin")
     compared, numbers = out / "page" / "compare.csv", out / "numbers.csv"  # "page" reads both
-    no_compare = "" if shutil.which("git") else "it asks git for the commit, and there is no git"
-    if device == "cuda":
-        no_compare = "its processes are forks of one that has begun CUDA"
     return [
         child("machine", "machine", out / "machine.json", 90.0, *on),
         child("gate", "gate", out / "gate.csv", 270.0, *on, *named(device, "gate")),
@@ -62,7 +57,7 @@ def stages(device: str, out: Path) -> list[Stage]:
         Stage(
             *("compare", "compare"),
             (*compare, "--budget", "20", "--out", str(compared)),
-            *(60.0, compared, no_compare),
+            *(90.0, compared),
         ),
         Stage(
             *("page", "page"),

@@ -17,6 +17,9 @@ support = triton_support(
         "backward_twice": "the second gradient is multiplied by the upstream one again",
         "frozen": "linear_weight has no gradient unless input needs one",
     },
+    cuda_deviations={
+        "dtypes": "gradients of weight and bias are summed over chunks of tokens in half precision",
+    },
 )
 
 

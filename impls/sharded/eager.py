@@ -29,7 +29,10 @@ class Replicated(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx, grad):
-        whole = all_reduce(grad.to(accumulation_dtype(grad.dtype), copy=True), ctx.group)
+        whole = grad.to(
+            accumulation_dtype(grad.dtype), copy=True, memory_format=torch.contiguous_format
+        )
+        all_reduce(whole, ctx.group)
         return whole.to(grad.dtype), None
 
 

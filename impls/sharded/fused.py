@@ -111,7 +111,7 @@ def start_sum(dh, group):
     """Begin to sum the ranks' ``dh``, if there is one; ``finish`` puts the sum in its place."""
     if dh is None:
         return None
-    whole = dh.to(accumulation_dtype(dh.dtype))
+    whole = dh.to(accumulation_dtype(dh.dtype)).contiguous()  # NCCL takes no other
     return dh, whole, dist.all_reduce(whole, group=group, async_op=True)
 
 
