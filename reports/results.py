@@ -87,12 +87,16 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 # What tells the other CSVs that the commands write from those of numbers.
-KINDS = {"pairs": {"role", "pair", "block"}, "plan": {"impl", "not_simulated"}}
+KINDS = {
+    "pairs": {"role", "pair", "block"},
+    "plan": {"impl", "not_simulated"},
+    "gate": {"impl", "property", "outcome"},
+}
 
 
 def kind(file: Path) -> str:
-    """What is in a file, by its first line: "pairs" of compare's, "semantics", a "plan", or, as far
-    as that tells, "numbers"."""
+    """What is in a file, by its first line: "pairs" of compare's, a "plan", outcomes of the "gate",
+    "semantics" or, as far as that tells, "numbers"."""
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             header = next(csv.reader(lines), []) if file.suffix == ".csv" else []

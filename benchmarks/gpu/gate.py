@@ -9,23 +9,26 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
+from benchmarks.environment import describe
 from benchmarks.gpu.stages import workers
 
-COLUMNS = ("impl", "property", "outcome", "seconds", "message")
+COLUMNS = ("impl", "property", "outcome", "seconds", "message", "device", "torch", "commit")
 
 
 class Recorder:
     """A plugin of pytest: writes a row for each test, and counts outcomes."""
 
-    def __init__(self, file: TextIO):
+    def __init__(self, file: TextIO, device: str):
         self.file, self.writer = file, csv.writer(file)
+        described = describe(device)
+        self.here = {name: described[name] for name in ("device", "torch", "commit")}
         self.writer.writerow(COLUMNS)
         self.counts: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when != "call" and report.passed:
             return  # setup and teardown, of which only what goes wrong is told
-        row = row_of(report)
+        row = row_of(report) | self.here
         self.counts[row["outcome"]] += 1
         self.writer.writerow(row[column] for column in COLUMNS)
         self.file.flush()
@@ -80,7 +83,7 @@ def main(argv: list[str]) -> int:
     import pytest  # not above: asv imports this module, where there is no pytest
 
     with arguments.out.open("w", newline="", encoding="utf-8") as file:
-        recorder = Recorder(file)
+        recorder = Recorder(file, arguments.device)
         code = pytest.main(command, plugins=[recorder])
     print(", ".join(f"{count} {outcome}" for outcome, count in recorder.counts.most_common()))
     return int(code)
