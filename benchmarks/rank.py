@@ -133,6 +133,8 @@ def main(number: str, world_size: str, folder: str, timeout: str, device: str, f
     """Answer requests until the channel is closed."""
     torch.set_num_threads(1)
     own = torch.device("cuda", int(number)) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(own)  # NCCL and kernels use the current device
     rank = Rank(int(number), own)
     store = dist.FileStore(f"{folder}/store", int(world_size))
     store.set(f"{number} is there", "")

@@ -53,6 +53,15 @@ def test_an_unknown_stage_is_refused_in_one_line(capsys) -> None:
     assert "gate" in line
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_begun(tmp_path, capsys) -> None:
+    assert main(["gpu", "--out", str(tmp_path / "results")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "there is no CUDA device here" in line
+    assert "--device cpu" in line
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_stage_that_fails_does_not_stop_the_next(tmp_path, capsys) -> None:
     kept = tmp_path / "kept.csv"
     on_interrupt = (

@@ -5,11 +5,13 @@ import math
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.common import Unmeasurable, check_device
 from benchmarks.gpu.run import Outcome, run
 from benchmarks.gpu.stages import Stage, stages
 from benchmarks.gpu.wheels import unpack
@@ -49,6 +51,11 @@ def main(argv: list[str]) -> int:
         for _, stage in chosen:
             print(f"{stage.title:36} {stage.limit:4.0f} s at most")
         return 0
+    try:
+        check_device(arguments.device)
+    except Unmeasurable as reason:
+        print(f"{reason}; --device cpu rehearses the stages", file=sys.stderr)
+        return 2
     out.mkdir(parents=True, exist_ok=True)
     # A shell that starts this in the background has it ignore Ctrl-C, and all its children too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
