@@ -18,6 +18,8 @@ from benchmarks.limits import LIMITS, Limit
 from benchmarks.step import Step, step_of
 from benchmarks.workloads import workload
 
+ROOT = Path(__file__).parents[1]
+
 
 @functools.cache
 def asv_step(level: str, impl: str, workload_name: str, dtype: str, device: str) -> Step | Limit:
@@ -57,11 +59,22 @@ def is_importable(file: Path) -> bool:
 
     Found without importing it, as each cell to be skipped would cost asv a process of its own.
     """
-    imports = [
-        node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ImportFrom)
-    ]
-    packages = {str(node.module).partition(".")[0] for node in imports}
-    return all(importlib.util.find_spec(package) for package in packages)
+    return all(importlib.util.find_spec(package) for package in packages(file))
+
+
+def packages(file: Path) -> set[str]:
+    """The packages that a file of ``impls`` imports, by itself or by another file of it."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = str(node.module).split(".")
+            found.add(module[0])
+            for alias in node.names:
+                ours = ROOT.joinpath(*module, alias.name).with_suffix(".py")
+                found |= packages(ours) if module[0] == "impls" and ours.is_file() else set()
+    return found
 
 
 # Which workloads and dtypes asv measures: BENCHMARK_PROFILE names one of these.

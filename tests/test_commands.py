@@ -18,7 +18,7 @@ from benchmarks import oracle
 from benchmarks.__main__ import main
 from benchmarks.rounds import ROUNDS
 from benchmarks.step import PASSES, Step
-from benchmarks.suite import PROFILES, asv_step, is_importable, right
+from benchmarks.suite import PROFILES, asv_step, is_importable, packages, right
 from benchmarks.variables import PINNED_ALLOCATOR
 from benchmarks.workloads import workload
 from reports.results import COLUMNS
@@ -260,6 +260,8 @@ def test_asv_leaves_out_a_rival_that_its_environment_lacks(tmp_path) -> None:
     file.write_text('"""A rival."""\n\nfrom a_package_nobody_has.losses import cross_entropy\n')
     assert not is_importable(file)
     assert is_importable(ROOT / "impls" / "logits" / "eager.py")
+    # By way of logits.triton and the kernel's file.
+    assert "triton" in packages(ROOT / "impls" / "logits" / "triton_in_place.py")
 
 
 def test_asv_times_no_wrong_loss() -> None:
