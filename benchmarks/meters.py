@@ -113,10 +113,10 @@ def sent(run: Callable[[], Any], device: str) -> tuple[int, int]:
     return int(lockstep.largest(collectives.bytes)), int(lockstep.largest(collectives.count))
 
 
-def communication(run: Callable[[], Any], device: str) -> tuple[float, float]:
+def communication(run: Callable[[], Any], device: str) -> tuple[float, float | None]:
     """Seconds of the collectives of ``run()``, and what share of them passes while it computes.
 
-    The seconds are those of a call in which each is waited for at once. That call takes longer than
+    The share is None if there are no collectives. The seconds are those of a call in which each is waited for at once. That call takes longer than
     one as it is by what is hidden there, behind computing or another collective.
     """
     as_it_is = seconds(Collectives(device).watch(run), device)
@@ -124,7 +124,7 @@ def communication(run: Callable[[], Any], device: str) -> tuple[float, float]:
     waiting = seconds(collectives.watch(run), device)
     # A rank that is early waits for the others: to the last one alone it is communication.
     alone = -sum(lockstep.largest_of_each([-one for one in collectives.seconds]))
-    return alone, (waiting - as_it_is) / alone
+    return alone, (waiting - as_it_is) / alone if alone else None
 
 
 # Of the operators of torch's two namespaces for collectives, those that are none.

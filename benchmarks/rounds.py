@@ -184,7 +184,8 @@ class Sampler:
         if pass_ == "communication":
             run = self.steps[name].forward_backward
             seconds, hidden = meters.communication(run, self.device)
-            return [Sample(name, pass_, 1e3 * seconds), Sample(name, "overlap", hidden)]
+            overlap = [] if hidden is None else [Sample(name, "overlap", hidden)]
+            return [Sample(name, pass_, 1e3 * seconds), *overlap]
         if pass_ == "launch":
             value = device_time.launch(self.steps[name].forward_backward)
         elif self.events:

@@ -50,8 +50,12 @@ def run(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return 2
     together = lockstep.group(arguments.device) if lockstep.is_launched() else nullcontext()
-    with together:
-        return measure(arguments, chosen, losses)
+    try:
+        with together:
+            return measure(arguments, chosen, losses)
+    finally:
+        if arguments.out.is_file() and not arguments.out.stat().st_size:
+            arguments.out.unlink()  # nothing was measured
 
 
 def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.Loss]) -> int:
@@ -85,7 +89,7 @@ def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.
         if rows:
             frame = pd.DataFrame(rows).assign(source="side by side")
             print(f"{render(frame)}\n\n{len(rows)} rows added to {arguments.out}")
-    return code
+    return code if rows else 2
 
 
 def of_group(

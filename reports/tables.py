@@ -160,8 +160,13 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
 
 
 def interval(low: float, high: float) -> str:
-    """Both ends of a share; a dash if there are none."""
-    return f"{low:.2f} to {high:.2f}" if pd.notna(low) else "-"
+    """Both ends of a share; a dash if there are none.
+
+    An interval that is wider than all shares there can be, from 0 to 1, says nothing.
+    """
+    if pd.isna(low):
+        return "-"
+    return f"{low:.2f} to {high:.2f}" if high - low < 1 else "not measurable here"
 
 
 def semantics_table(matrix: pd.DataFrame) -> str:

@@ -148,6 +148,16 @@ def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, monkeypatch
     assert says in capsys.readouterr().err
 
 
+def test_where_nothing_fits_no_file_is_left(tmp_path, monkeypatch, capsys) -> None:
+    for name, value in PINNED_ALLOCATOR.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "rows.csv"
+    large = ("--workload", "llama3_405b@1000000", "--impl", "logits.eager")
+    assert main([*large, "--out", str(out)]) == 2
+    assert "are free" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_mistyped_command_is_said(capsys) -> None:
     assert main(["compar", "HEAD"]) == 2
     assert capsys.readouterr().err == (

@@ -118,3 +118,7 @@ def test_linear_fused_holds_its_gradients_and_a_chunk_of_logits(dtype: str) -> N
 def test_linear_fused_makes_no_gradients_where_none_are_wanted() -> None:
     with torch.no_grad():
         assert meters.peak_memory(step("linear.fused").forward, "cpu") < 1.01 * LOGITS
+
+
+def test_what_sends_nothing_has_no_overlap() -> None:
+    assert meters.communication(lambda: None, "cpu") == (0, None)

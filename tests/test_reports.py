@@ -257,6 +257,11 @@ def test_a_sharded_loss_is_beside_the_limit_of_as_many_ranks() -> None:
     assert of["overlap (share)"] == "0.61 to 0.83"
 
 
+def test_an_overlap_that_says_nothing_is_not_shown() -> None:
+    assert tables.interval(-2.62, 1.06) == "not measurable here"
+    assert tables.interval(-0.19, 0.47) == "-0.19 to 0.47"
+
+
 def test_median_interval_covers_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from reports.calibration import calibration, record, statement
+from reports.calibration import calibration, record, statement, upper_bound
 from reports.verdicts import (
     ALPHA,
     COLUMNS,
@@ -238,3 +238,9 @@ def test_looking_after_every_pair_keeps_false_verdicts_rare(heavy: bool) -> None
     slower = [found(MARGIN) for _ in range(400)]
     assert slower.count("regressed") >= 0.92 * 400
     assert slower.count("equivalent") <= 0.05 * 400
+
+
+def test_the_bound_of_a_rate_is_one_sided() -> None:
+    """With none of n the bound is the rate at which none of n has a probability of 5 %."""
+    assert upper_bound(0, 200) == pytest.approx(1 - 0.05 ** (1 / 200))
+    assert upper_bound(0, 200) == pytest.approx(0.0149, abs=1e-4)
