@@ -116,8 +116,9 @@ def sent(run: Callable[[], Any], device: str) -> tuple[int, int]:
 def communication(run: Callable[[], Any], device: str) -> tuple[float, float | None]:
     """Seconds of the collectives of ``run()``, and what share of them passes while it computes.
 
-    The share is None if there are no collectives. The seconds are those of a call in which each is waited for at once. That call takes longer than
-    one as it is by what is hidden there, behind computing or another collective.
+    The share is None if there are no collectives. The seconds are those of a call in which each is
+    waited for at once. That call takes longer than one as it is by what is hidden there, behind
+    computing or another collective.
     """
     as_it_is = seconds(Collectives(device).watch(run), device)
     collectives = Collectives(device, wait=True)

@@ -238,12 +238,12 @@ def append(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
     with path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)
         begun = next(csv.reader(file), None)
-        writer = csv.DictWriter(
-            file, begun or [*COLUMNS, "samples", "gpu_state"], extrasaction="ignore"
-        )
-        if not begun:
-            writer.writeheader()
+        columns = begun or [*COLUMNS, "samples", "gpu_state"]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         for row in rows:
+            if not begun:
+                writer.writeheader()
+                begun = columns
             writer.writerow(row)
             file.flush()
             yield row

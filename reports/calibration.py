@@ -22,8 +22,8 @@ def calibration(rows: pd.DataFrame, margin: float, at_most: Sequence[int]) -> pd
     would have: at its first verdict, or without one. ``false`` counts those called regressed or
     improved; ``false_below`` is the one-sided 95 % upper bound of their rate. ``seen`` is the
     smallest slowdown that ``POWER`` of them call regressed if it is added to what was measured, in
-    steps of 0.25 %; nan if none is. ``scatter`` is the standard deviation of a pair's log-ratio, by its
-    median absolute deviation, as a few pairs are disturbed.
+    steps of 0.25 %; nan if none is. ``scatter`` is the standard deviation of a pair's log-ratio, by
+    its median absolute deviation, as a few pairs are disturbed.
     """
     cells = {cell: log_ratios(of) for cell, of in rows.groupby(CELL, sort=False)}
     environment = rows[ENVIRONMENT].drop_duplicates().to_dict("records")
