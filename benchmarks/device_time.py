@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import lockstep
+from benchmarks import lockstep, torch_compat
 
 FLUSHED = 2**28  # bytes that are written before a sample, at least
 CYCLES = 3_000_000  # of the device's clock in a millisecond: no GPU's clock is faster
@@ -33,7 +33,7 @@ class EventTimer:
         lockstep.largest(0.0)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.scratch.fill_(0)
-        torch.cuda._sleep(int(CYCLES * min(2 * host + 0.5, LONGEST)))
+        torch_compat.spin(int(CYCLES * min(2 * host + 0.5, LONGEST)))
         start.record()
         result = run()
         end.record()
@@ -68,7 +68,7 @@ class Calls:
         self.timer = EventTimer()
         self.host = min(launch(prepared()) for _ in range(3))
         self.usual = min(self.timer.milliseconds(prepared(), self.host) for _ in range(5))
-        spins = (self.timer.milliseconds(lambda: torch.cuda._sleep(CYCLES), 0) for _ in range(3))
+        spins = (self.timer.milliseconds(lambda: torch_compat.spin(CYCLES), 0) for _ in range(3))
         self.cycles = CYCLES / min(spins)  # in a millisecond
 
     def seconds(self, slowdown: float) -> float:
@@ -79,7 +79,7 @@ class Calls:
         def drawn_out() -> Any:
             result = run()
             if spin:
-                torch.cuda._sleep(spin)
+                torch_compat.spin(spin)
             return result
 
         return self.timer.milliseconds(drawn_out, self.host) / 1000

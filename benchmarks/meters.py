@@ -5,22 +5,14 @@ Of several ranks each gives the largest number of any.
 
 import gc
 import itertools
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._profiler import _EventType
-from torch.autograd.profiler import profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from benchmarks import lockstep
-
-# Read when the profiler is first used: without it, two lines on stderr at each use.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+from benchmarks import lockstep, torch_compat
 
 
 def synchronize(device: str) -> None:
@@ -132,7 +124,7 @@ def communication(run: Callable[[], Any], device: str) -> tuple[float, float | N
 SEND_NOTHING = ("wait_tensor", "_wrap_tensor_autograd", "check_for_nan")
 
 
-class Collectives(TorchDispatchMode):
+class Collectives(torch_compat.TorchDispatchMode):
     """Counts torch's collectives and, with ``wait``, times them, each waited for at once.
 
     torch's own ``CommDebugMode`` knows no bytes, and while it is on nothing runs compiled.
@@ -169,11 +161,7 @@ class Collectives(TorchDispatchMode):
         synchronize(self.device)
         start = time.perf_counter()
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
-            torch.ops._c10d_functional.wait_tensor(result)
-        else:
-            work = result[-1] if isinstance(result, tuple | list) else result
-            torch.distributed.Work.unbox(work).wait()
+        torch_compat.wait(result)
         synchronize(self.device)
         self.seconds.append(time.perf_counter() - start)
         return result
@@ -181,9 +169,10 @@ class Collectives(TorchDispatchMode):
 
 def payload(func: Any, args: Any) -> int:
     """Bytes that a rank hands to a collective: its inputs or, if that is in place, the first."""
-    names = [argument.name for argument in func._schema.arguments]
+    names = [argument.name for argument in torch_compat.schema_of(func).arguments]
     given = next((i for i, name in enumerate(names) if name.startswith("input")), 0)
-    return sum(one.nbytes for one in tree_leaves(args[given]) if isinstance(one, Tensor))
+    leaves = torch_compat.tree_leaves(args[given])
+    return sum(one.nbytes for one in leaves if isinstance(one, Tensor))
 
 
 def _cpu_allocations(run: Callable[[], Any]) -> list[int]:
@@ -194,22 +183,11 @@ def _cpu_allocations(run: Callable[[], Any]) -> list[int]:
     themselves (oneDNN's and MKL's packing buffers) does not pass through torch's allocator and is
     not seen.
     """
-    # Not that of torch.profiler: it imports torch._inductor, which takes seconds, for nothing here.
-    with profile(profile_memory=True, use_kineto=True) as profiler:
-        result = run()
-    del result
-    events, queue = [], list(profiler.kineto_results.experimental_event_tree())
-    while queue:
-        event = queue.pop()
-        queue.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            events.append(event)
     sizes, held = [], set()
-    for event in sorted(events, key=lambda event: event.start_time_ns):
-        block = event.extra_fields
-        if block.alloc_size > 0:
-            held.add(block.ptr)
-        elif block.ptr not in held:
+    for address, size in torch_compat.allocator_events(run):
+        if size > 0:
+            held.add(address)
+        elif address not in held:
             continue
-        sizes.append(block.alloc_size)
+        sizes.append(size)
     return sizes

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import impls
-from benchmarks import meters, options
+from benchmarks import meters, options, torch_compat
 from benchmarks.common import Unmeasurable, check_device, load_for, tensors
 from benchmarks.limits import LIMITS
 from benchmarks.ranks import needs_ranks
@@ -141,9 +141,7 @@ def chosen(
 @contextmanager
 def world(ranks: int) -> Iterator[None]:
     """This process as rank 0 of ``ranks``, whose collectives do nothing."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    dist.init_process_group("fake", store=torch_compat.fake_store(), rank=0, world_size=ranks)
     try:
         yield
     finally:

@@ -11,17 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import OPDEFS
-from torch._subclasses import DynamicOutputShapeException, FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.distributed._tools import mem_tracker
 from torch.fx import GraphModule, Interpreter
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from benchmarks import torch_compat
 from benchmarks.limits import Limit, ShardedLimit
 from benchmarks.meters import payload
 from benchmarks.step import Step
+from benchmarks.torch_compat import storage_id
+
+KERNELS = "cross_entropy_bench"  # the namespace of our Triton kernels, which need elements
 
 Access = tuple[int, int]  # a storage, and bytes of it
 Shapes = Mapping[str, tuple[int, ...]]
@@ -54,7 +52,7 @@ def fake(shapes: Shapes, dtype: str, device: str) -> dict[str, Tensor]:
 
 
 def argument_bytes(shapes: Shapes, dtype: str) -> int:
-    with FakeTensorMode():
+    with torch_compat.FakeTensorMode():
         return sum(tensor.nbytes for tensor in fake(shapes, dtype, "cpu").values())
 
 
@@ -69,21 +67,21 @@ def predict(
     compiled before it forgets.
     """
     torch.compiler.reset()  # a function may be compiled for so many kinds of tensors and no more
-    with FakeTensorMode():
+    with torch_compat.FakeTensorMode():
         given = fake(shapes, dtype, device)
         step = make(given)
         tracker = _Tracker(device)
         tracker.track_external(*given.values(), *tensors(vars(step)))
-        before = tracker.held()
+        before = torch_compat.bytes_held(tracker)
         try:
             saved = tracker.run(step)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except torch_compat.DATA_DEPENDENT_ERRORS as error:
             raise NotSimulated(f"the data decide what it does ({error})") from error
         except NotSimulated:
             raise
         except Exception as error:  # of a kernel, which may raise what it likes for want of data
             raise NotSimulated(f"{type(error).__name__}: {error}".splitlines()[0]) from error
-        peak = tracker.peak()
+        peak = torch_compat.bytes_held(tracker, "peak")
         if isinstance(step, Limit):
             peak += step.gradient_bytes()
         if isinstance(step, ShardedLimit):
@@ -91,7 +89,7 @@ def predict(
     return Prediction(peak - before, saved - before, tracker.flops, tracker.moved, tracker.sent)
 
 
-class _Tracker(mem_tracker.MemTracker):  # asv takes a track_external in the open for a benchmark
+class _Tracker(torch_compat.memory_tracker()):
     """torch's tracker of what is held, which sees too what is multiplied, moved and sent."""
 
     def __init__(self, device: str) -> None:
@@ -109,23 +107,18 @@ class _Tracker(mem_tracker.MemTracker):  # asv takes a track_external in the ope
         with torch.compiler.set_stance("default", force_backend=self.one_operation), self:
             if isinstance(step, Limit):
                 step.forward_backward()
-                return self.held()
+                return torch_compat.bytes_held(self)
             value = step.forward()
-            saved = self.held()
+            saved = torch_compat.bytes_held(self)
             step.backward(value)
         return saved
 
-    def held(self) -> int:
-        return sum(of["Total"] for of in self.get_tracker_snapshot().values())
-
-    def peak(self) -> int:
-        return sum(of["Total"] for of in self.get_tracker_snapshot("peak").values())
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if custom := OPDEFS.get(func._schema.name):  # written in Python: its own steps are seen
+        body = torch_compat.python_body(func)
+        if body is not None and func.namespace != KERNELS:  # its own steps are seen
             with self:
-                return custom._init_fn(*args, **kwargs)
+                return body(*args, **kwargs)
         if self.inside is None:
             with self:
                 temporary = conversions(func, args, kwargs) if self.device == "cpu" else []
@@ -135,7 +128,7 @@ class _Tracker(mem_tracker.MemTracker):  # asv takes a track_external in the ope
             result = func(*args, **kwargs)
         if result is NotImplemented:
             return result
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := torch_compat.flop_formula(func):
             self.flops += formula(*args, **kwargs, out_val=result)
         if func.namespace in ("c10d", "_c10d_functional"):
             self.sent += payload(func, args)
@@ -154,14 +147,14 @@ class _Tracker(mem_tracker.MemTracker):  # asv takes a track_external in the ope
             given = tensors(args)
             if torch.is_grad_enabled() and any(one.requires_grad for one in given):
                 raise NotSimulated("torch.compile decides what backward keeps")
-            self.inside = Traffic({storage(one) for one in given})
+            self.inside = Traffic({storage_id(one) for one in given})
             try:
                 results = Interpreter(graph).run(*args)
             finally:
                 traffic, self.inside = self.inside, None
             self.moved += traffic.bytes
             for one in results:
-                if storage(one) not in traffic.given:
+                if storage_id(one) not in traffic.given:
                     self.moved += elements(one) * one.itemsize
                 one.detach()  # a view of it, by which it is seen
             return results
@@ -192,16 +185,19 @@ def accesses(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[list[Acces
     """What an operation reads and what it writes: its arguments and its results, each once.
 
     But views are free, of what is indexed only as many elements count as there are indices or
-    values to put there, and what is new or overwritten is not read.
+    values to put there, and what is new or overwritten is not read. Our kernel ``scale_`` is taken
+    to be given a factor of 1, as in training: it moves nothing then.
     """
     if func.is_view or func.namespace == "prim":
         return [], []
-    name = func._schema.name.partition("::")[2]
-    read, _ = operands(func, args, kwargs)
+    name = torch_compat.schema_of(func).name.partition("::")[2]
+    read, changed = operands(func, args, kwargs)
     written = tensors(result)
     most = {}
-    if any(other.dtype == torch.int64 for other in read[1:]):
-        most = {storage(read[0]): max(other.numel() for other in read[1:])}
+    if func.namespace == KERNELS:
+        read, written = ([], []) if name == "scale_" else (read, written + changed)
+    elif any(other.dtype == torch.int64 for other in read[1:]):
+        most = {storage_id(read[0]): max(other.numel() for other in read[1:])}
     if name.startswith("new_") or name.endswith("_like"):
         read = []
     elif name in ("copy_", "fill_", "zero_"):
@@ -210,7 +206,7 @@ def accesses(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[list[Acces
         written = []
 
     def access(one: Tensor) -> Access:
-        key = storage(one)
+        key = storage_id(one)
         return key, one.itemsize * min(elements(one), most.get(key, one.numel()))
 
     return list(map(access, read)), list(map(access, written))
@@ -230,7 +226,7 @@ def conversions(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 def operands(func: Any, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors among the arguments that are read, and those that are written to."""
-    of_name = {argument.name: argument for argument in func._schema.arguments}
+    of_name = {argument.name: argument for argument in torch_compat.schema_of(func).arguments}
     given = [*zip(of_name.values(), args, strict=False)]
     given += [(of_name[name], one) for name, one in kwargs.items()]
     read = [one for argument, one in given if not argument.is_out]
@@ -241,11 +237,7 @@ def operands(func: Any, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Tens
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    return [one for one in tree_leaves(tree) if isinstance(one, Tensor)]
-
-
-def storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return [one for one in torch_compat.tree_leaves(tree) if isinstance(one, Tensor)]
 
 
 def elements(tensor: Tensor) -> int:

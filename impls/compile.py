@@ -1,10 +1,16 @@
-"""``torch.compile`` as our losses want it, the same on every torch that is supported."""
+"""What the losses need of torch that is private, or that torch versions differ in.
+
+``torch.compile`` as our losses want it, the same on every torch that is supported; and whether a
+tensor is a fake one. ``tests/test_torch_compat.py`` has a test of each.
+"""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
 
 RECOMPILE_LIMIT = 64  # kinds of tensors that one function may be compiled for; torch's own is 8
 
@@ -27,7 +33,20 @@ def compile_whole(fn: Callable[..., Any]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             return compiled(*args)
         # The setting is global, so it is raised for this call alone. That takes about 10 µs.
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        with raised_recompile_limit():
             return compiled(*args)
 
     return with_limit
+
+
+def raised_recompile_limit() -> Any:
+    """A context in which any function may be compiled for up to 64 kinds of tensors.
+
+    torch has no public setting of this limit for functions that others compile.
+    """
+    return torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape but no elements, as in a caller's ``FakeTensorMode``."""
+    return isinstance(tensor, FakeTensor)

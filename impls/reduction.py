@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
+
+from impls.compile import is_fake
 
 
 class Q(NamedTuple):
@@ -47,7 +48,7 @@ def is_at_hand(tensor: Tensor) -> bool:
     On CUDA the host would wait. Under a caller's ``torch.compile`` or ``FakeTensorMode`` there are
     no elements yet, or never.
     """
-    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
+    if torch.compiler.is_compiling() or is_fake(tensor):
         return False
     return tensor.device.type == "cpu"
 

@@ -632,7 +632,7 @@ def check_double_backward(loss: impls.Loss) -> None:
     if case.dtype not in loss.support.dtypes:
         raise SkipTest(f"no {case.dtype}")
     # A graph that torch.compile made for other shapes may raise where one made for these does not.
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
     def penalised(fn: Callable[..., Tensor]) -> Tensor:
         leaf = case.tensors(loss)["input"].requires_grad_()

@@ -14,11 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from asv_runner.benchmarks.mark import SkipNotImplemented
-from torch._C._distributed_c10d import _create_work_from_future
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import impls
-from benchmarks import lockstep, meters, sharded
+from benchmarks import lockstep, meters, sharded, torch_compat
 from benchmarks.__main__ import main
 from benchmarks.rounds import ROUNDS
 from benchmarks.step import Step
@@ -183,7 +181,7 @@ def test_overlap_is_what_is_gained_by_not_waiting(two, wait_first: bool) -> None
         assert (sorted(overlaps)[2] > 0.5) != wait_first
 
 
-class Link(TorchDispatchMode):
+class Link(torch_compat.TorchDispatchMode):
     """What is sent and large arrives when the rank begins its next product, or after a second."""
 
     def __init__(self):
@@ -207,12 +205,12 @@ class Link(TorchDispatchMode):
 
         def arrive() -> None:
             self.beside_a_product.append(product.wait(1.0))
-            dist.Work.unbox(work).wait()
+            torch_compat.wait(work)
             arrived.set_result(tensors)
 
         self.under_way.append(product)
         threading.Thread(target=arrive).start()
-        return tensors, _create_work_from_future(arrived).boxed()
+        return tensors, torch_compat.work_of(arrived)
 
 
 def beside_products(rank, k: int, impl: str) -> list[bool]:

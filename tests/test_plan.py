@@ -47,6 +47,8 @@ OF_ONE_PROCESS = [name for name in impls.names() if not name.startswith("sharded
 @pytest.mark.parametrize("name", OF_ONE_PROCESS)
 def test_memory_is_what_is_measured(name: str) -> None:
     for loss in both_levels(name):
+        if "cpu" not in loss.support.devices:
+            pytest.skip(f"{name} does not run on a CPU")
         try:
             found = planned(loss)
         except NotSimulated:
@@ -118,6 +120,32 @@ def test_flops_and_bytes_are_counted() -> None:
     fused = planned(impls.load("logits.fused"))
     assert fused.moved == pytest.approx(4 * LOGITS * item, rel=1e-2)
     assert fused.sent == linear.sent == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "made"), [("logits.triton", LOGITS * 4), ("logits.triton_in_place", 0)]
+)
+def test_a_triton_kernel_reads_and_writes_once_by_its_fake_implementation(name, made) -> None:
+    """With a CUDA device or without."""
+    [loss, _] = both_levels(name)
+    shapes = plan.shapes(SMALL, "logits", 1)
+    found = predict(functools.partial(Step, loss), shapes, "float32", "cuda")
+    assert found.moved == pytest.approx(2 * LOGITS * 4, rel=1e-2)
+    assert found.peak_memory == pytest.approx(made, abs=1e-2 * LOGITS)
+    assert found.saved_memory == pytest.approx(made, abs=1e-2 * LOGITS)
+
+
+@pytest.mark.parametrize("name", ["logits.triton", "logits.triton_in_place"])
+def test_a_triton_kernel_holds_what_was_measured_on_a_gpu(name: str) -> None:
+    [loss, _] = both_levels(name)
+    rows = pd.read_csv(ROOT / "reports" / "measured" / "h200" / "numbers.csv")
+    cells = rows[rows["impl"] == name].pivot_table("value", ["workload", "dtype"], "metric")
+    assert len(cells)
+    for (size, dtype), measured in cells.iterrows():
+        shapes = plan.shapes(workload(size), "logits", 1)
+        found = predict(functools.partial(Step, loss), shapes, dtype, "cuda")
+        assert found.peak_memory == pytest.approx(measured["peak_memory"], rel=WITHIN)
+        assert found.saved_memory == pytest.approx(measured["saved_memory"], rel=WITHIN)
 
 
 @pytest.mark.parametrize("name", ["sharded.eager", "sharded.fused"])

@@ -243,9 +243,7 @@ def rows(
     (vocab,) is on every class. The columns of the logits must be contiguous. A row whose upstream
     gradient is 0 is not read: its loss is 0, and so is its gradient.
     """
-    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    if upstream is None:
-        grad = logits.new_empty(0)
+    grad = logits.new_empty(logits.shape if upstream is not None else 0)
     losses = launch(logits, y, at_y, everywhere, upstream, grad, softcap, z_loss)
     return losses, grad
 

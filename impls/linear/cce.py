@@ -4,9 +4,9 @@ On CUDA its kernels never write logits to memory. They leave out gradients below
 None leaves out nothing. The value, float32, is given PyTorch's dtype.
 """
 
-import torch
 from cut_cross_entropy import linear_cross_entropy as cut_cross_entropy
 
+from impls.compile import raised_recompile_limit
 from impls.loss import Support, autocast, check_call
 from impls.reduction import result_dtype
 
@@ -28,7 +28,7 @@ def linear_cross_entropy(
 ):
     input, linear_weight = autocast(input, linear_weight)
     check_call(input, target, None, reduction, 0.0, linear_weight)
-    with torch._dynamo.config.patch(recompile_limit=64):  # theirs is fullgraph: a ninth raises
+    with raised_recompile_limit():  # theirs is fullgraph: a ninth raises
         losses = cut_cross_entropy(
             input,
             linear_weight,
