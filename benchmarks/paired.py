@@ -3,7 +3,7 @@
 A pair is a fresh set of processes, as each has a bias of its own: one of the base, one of the head,
 and two controls of the base, one of them with a planted slowdown. Each is forked from a process of
 its role, which has imported the revision and called the loss. These are four, not one a revision:
-else the head, the only one of its kind, is half a percent slower (reports/HISTORY.md). They are
+else the head, the only one of its kind, is half a percent slower (docs/experiments, 0019). They are
 forked from one that has imported torch and holds the tensors, so that all read these at the same
 place. Processes are idle while another measures. They take turns call by call, in orders in which
 each comes after each of the others as often, and none after itself, which alone makes a call faster

@@ -15,7 +15,7 @@ PINNED_ALLOCATOR = {
 
 
 # Of two processes with the same code one can be 5 % the slower, by the pages it happened to get:
-# with large ones asked for, both get them (reports/HISTORY.md). Needs glibc 2.35.
+# with large ones asked for, both get them (docs/experiments, 0008). Needs glibc 2.35.
 LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 # A process that was idle finds its threads on one core now and then, for tens of milliseconds in

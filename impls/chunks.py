@@ -12,7 +12,8 @@ ROWS = 4096  # of dW at a time, where a product is not made in dW's dtype
 def tokens_a_chunk(input):
     """C: each chunk reads W twice and dW once, so few tokens would wait for memory.
 
-    C V logits are a quarter of W for wide hidden states. reports/HISTORY.md has the curve.
+    C V logits are a quarter of W for wide hidden states. The curve is in
+    docs/experiments/0005-chunks-of-tokens.md.
     """
     return max(input.shape[1] // 4, 512 if input.itemsize == 2 else 384)
 

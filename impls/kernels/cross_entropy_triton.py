@@ -6,7 +6,7 @@ once, so the second pass reads most logits from a cache, not from memory. A step
 than a copy does: N V logits in, N V out.
 
 A GPU has one instruction for a power of 2, so exponentials are 2^((x - m) log₂e).
-docs/experiments/0001-triton-kernel.md says what this design was chosen from.
+docs/experiments/0024-triton-kernel.md says what this design was chosen from.
 """
 
 import functools
