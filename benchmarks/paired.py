@@ -59,6 +59,7 @@ class Comparison:
         }
         self.workloads: dict[str, str] = {}  # a level's
         self.compiling = False
+        self.prepares = True
         self.roles: dict[str, Process] = {}
         self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
 
@@ -67,7 +68,11 @@ class Comparison:
         base, head = (self.server.folder / role / "impls" for role in ("base", "head"))
         both = [name for name in impls.names(head) if name in impls.names(base)]
         both = [name for name in both if not needs_ranks(name)]
-        shared = {file.name for folder in (base, head) for file in folder.glob("*.py")}
+        shared = {
+            str(file.relative_to(folder))
+            for folder in (base, head)
+            for file in [*folder.glob("*.py"), *folder.glob("kernels/*.py")]
+        }
         if differing(base, head, shared - {"__main__.py"}):
             return both
         files = {name: str(Path(*name.split(".")).with_suffix(".py")) for name in both}
@@ -82,8 +87,11 @@ class Comparison:
             self.compiling = any(
                 any(ask_all(both, "compiles", impl=impl, dtype=self.dtype)) for impl in impls
             )
-        # To compile for CUDA would begin it, and what has begun CUDA cannot be forked.
-        self.compiling = self.compiling and self.device == "cpu"
+        # To compile for CUDA would begin it, and what has begun CUDA cannot be forked. Nor, where
+        # torch is built for CUDA, can what has compiled for the CPU: the forks have no backward.
+        forkable = self.device == "cpu" and torch.version.cuda is None
+        self.prepares = forkable or not self.compiling
+        self.compiling = self.compiling and forkable
         if self.compiling:
             self.server.send("compile_once")
 
@@ -108,8 +116,9 @@ class Comparison:
         return {"impl": impl, "workload": self.workloads[level], "dtype": self.dtype}
 
     def prepare(self, impl: str) -> None:
-        """Have the process of each role import and compile it: its forks need not."""
-        ask_all(self.roles.values(), "prepare", impl=impl, dtype=self.dtype)
+        """Have the process of each role import and compile it, if it can: its forks need not."""
+        if self.prepares:
+            ask_all(self.roles.values(), "prepare", impl=impl, dtype=self.dtype)
 
     def exact(self, impl: str) -> list[Row]:
         """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""
