@@ -518,6 +518,7 @@ def check_backward_twice(loss: impls.Loss) -> None:
     """With retain_graph, a second backward gives the same gradients, or raises: never others."""
     for reduction in ("mean", "none"):
         case = Case(reduction=reduction).fit(loss)
+        gradients(loss, case, case.tensors(loss), case.upstream())  # once it must not raise
         value, leaves = forward(loss, case, case.tensors(loss))
         try:
             first = grads_of(value, leaves, case.upstream(), retain_graph=True)
@@ -640,6 +641,8 @@ def check_double_backward(loss: impls.Loss) -> None:
         (grad,) = torch.autograd.grad(value, [leaf], create_graph=True)
         return torch.autograd.grad(value + grad.square().sum(), [leaf])[0]
 
+    # Without a penalty it must not raise.
+    gradients(loss, case, case.tensors(loss), case.upstream())
     try:
         found = penalised(loss.fn)
     except RuntimeError:

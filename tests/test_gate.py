@@ -1,5 +1,6 @@
 """The gate: every implementation has every property of ``tests.checks``."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,7 @@ def test_gate(test: str, loss: impls.Loss) -> None:
         lacking = wrong
     if deviation is not None:
         if lacking is not None:
+            told_apart(deviation, str(lacking))
             pytest.xfail(deviation)
         pytest.fail(
             f"{loss.name} deviates no more: strike {check!r} off its Support.deviations "
@@ -37,6 +39,15 @@ def test_gate(test: str, loss: impls.Loss) -> None:
     if lacking is not None:
         # The property and the case that shows it say it all; a traceback would bury them.
         pytest.fail(f"{loss.name}: {CHECKS[check].__doc__}\nNo: {lacking}", pytrace=False)
+
+
+def told_apart(deviation: str, message: str) -> None:
+    """Fail unless the loss deviates as it is declared to: a crash is no other deviation."""
+    declared = re.search(r"raises (\w+)", deviation)
+    if declared:
+        assert f"raises {declared[1]}" in message, f"{deviation!r} is declared, not: {message}"
+    elif "cannot" not in deviation:
+        assert "it raises" not in message, f"{deviation!r} is declared, not: {message}"
 
 
 def test_deviations_are_from_properties(loss: impls.Loss) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checks import CHECKS
+from tests.test_gate import TESTS
 
 # On the CPU linear.fused calls the kernel in the interpreter alone.
 INTERPRETED = (
@@ -38,7 +38,7 @@ def test_gate_holds_in_the_interpreter(name: str) -> None:
     assert gate.returncode == 0, gate.stdout
     counts = {what: int(count) for count, what in re.findall(r"(\d+) (\w+)", gate.stdout[-200:])}
     assert counts["passed"] >= 15
-    assert sum(counts.get(what, 0) for what in ("passed", "xfailed", "skipped")) == len(CHECKS) + 1
+    assert sum(counts.get(what, 0) for what in ("passed", "xfailed", "skipped")) == len(TESTS) + 1
 
 
 def test_the_interpreter_is_not_timed(tmp_path) -> None:

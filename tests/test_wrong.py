@@ -16,6 +16,16 @@ from tests.wrong import linear, logits, sharded
 
 LEVELS = {"logits": logits, "linear": linear, "sharded": sharded}
 WRONG = [(level, bug, check) for level in LEVELS for bug, (check, _) in LEVELS[level].BUGS.items()]
+# What the gate says of a bug that shows by an error; of all others it says what is wrong.
+RAISES = {
+    "empty_raises": "",
+    "needs_grad": "",
+    "autocast": "input is torch.bfloat16, weight torch.float32",
+    "input_not_reduced": "the gradient of input differs between the ranks",
+    "local_norm": "the value differs between the ranks",
+    "ranks_differ": "the value differs between the ranks",
+    "overwrites_slice": "linear_weight is overwritten on rank",
+}
 MAKE = {"logits": logits.cross_entropy, "linear": linear.linear_cross_entropy}
 
 
@@ -27,8 +37,11 @@ def wrong(level: str, bug: str | None, ranks: Ranks) -> impls.Loss:
 
 @pytest.mark.parametrize(("level", "bug", "check"), WRONG)
 def test_wrong_loss_is_rejected(level: str, bug: str, check: str, ranks: Ranks) -> None:
-    with pytest.raises(Wrong):
+    with pytest.raises(Wrong) as rejected:
         hold(wrong(level, bug, ranks), check)
+    # A crash of the file would be rejected too, whatever its bug.
+    assert ("it raises" in str(rejected.value)) == (bug in RAISES), str(rejected.value)
+    assert RAISES.get(bug, "") in str(rejected.value)
 
 
 @pytest.mark.parametrize("check", CHECKS)
