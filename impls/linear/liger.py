@@ -15,7 +15,7 @@ support = triton_support(
         "empty": "raises ZeroDivisionError",
         "out_of_range": "reads and writes beyond the row of logits",
         "backward_twice": "the second gradient is multiplied by the upstream one again",
-        "frozen": "linear_weight has no gradient unless input needs one",
+        "frozen": "raises RuntimeError: linear_weight has no gradient unless input needs one",
     },
     cuda_deviations={
         "dtypes": "gradients of weight and bias are summed over chunks of tokens in half precision",
