@@ -18,32 +18,37 @@ def main(argv: list[str]) -> int:
         print(f"no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        with ExitStack() as stack:
-            # It imports torch, which takes seconds, while this process does so too.
-            on_cuda = any(word.endswith("cuda") for word in rest)
-            servers = [stack.enter_context(Server(on_cuda))] if name == "compare" else []
-            command = importlib.import_module(f"benchmarks.{name}")
-            from benchmarks import lockstep
-
-            if is_command and lockstep.is_launched():
-                if not lockstep.is_first():
-                    return 0
-                print(f"{name} is not for torchrun: it measures one process", file=sys.stderr)
-                return 2
-            code = command.main(rest, *servers)
-            sys.stdout.flush()
-            return code
-    except OSError as error:
         try:
+            return run(name, rest, is_command)
+        finally:
             sys.stdout.flush()
-        except BrokenPipeError:  # `head` has seen enough: its pipe is broken, not one of ours
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+    except BrokenPipeError:  # `head` has seen enough; a process of ours that died raises otherwise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def run(name: str, argv: list[str], is_command: bool) -> int:
+    """The exit code of ``benchmarks.{name}``. What it does not catch, ``main`` does."""
+    with ExitStack() as stack:
+        # It imports torch, which takes seconds, while this process does so too.
+        on_cuda = any(word.endswith("cuda") for word in argv)
+        servers = [stack.enter_context(Server(on_cuda))] if name == "compare" else []
+        command = importlib.import_module(f"benchmarks.{name}")
+        from benchmarks import lockstep
+
+        if is_command and lockstep.is_launched():
+            if not lockstep.is_first():
+                return 0
+            print(f"{name} is not for torchrun: it measures one process", file=sys.stderr)
+            return 2
+        code: int = command.main(argv, *servers)
+        return code
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from benchmarks.common import Unmeasurable, load
 from benchmarks.step import PASSES
 from benchmarks.workloads import WORKLOADS, UnknownWorkload
 
-USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable, OSError)
+# Without OSError: ``benchmarks.__main__`` says what it is, but of a pipe that `head` has closed.
+USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable)
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--impl": {

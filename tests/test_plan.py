@@ -13,6 +13,7 @@ import torch
 import benchmarks.side_by_side
 import impls
 from benchmarks import compare, meters, plan
+from benchmarks.__main__ import main
 from benchmarks.limits import LIMITS
 from benchmarks.simulation import NotSimulated, Prediction, predict
 from benchmarks.step import Step
@@ -216,7 +217,7 @@ def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, capsys) -> 
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
     try:
-        code = plan.main(["--out", str(tmp_path / "plan.csv"), *arguments])
+        code = main(["plan", "--out", str(tmp_path / "plan.csv"), *arguments])
     except SystemExit as exited:
         code = exited.code
     assert code == 2
