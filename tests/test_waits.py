@@ -14,10 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import impls
+from benchmarks.torch_compat import TorchDispatchMode, tree_leaves
 from impls import chunks
 
 N, V, D = 1000, 5000, 64  # three chunks of tokens, two slices of the vocabulary
