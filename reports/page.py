@@ -120,7 +120,7 @@ def _sections(
             "run": tables.run(cell),
             "is_sharded": of["level"] == "sharded",
             "rows": [_row(str(impl), one, table, cell) for impl, one in table.iterrows()],
-            "untimed": list(table.index[table[["forward", "forward_backward"]].isna().all(axis=1)]),
+            "untimed": list(table.index[table[["forward", tables.TOTAL]].isna().all(axis=1)]),
             "charts": list(_charts(table, title, names)) if n < CHARTED else [],
         }
         sections.append(section)
@@ -144,9 +144,9 @@ def _sections(
 
 def _charts(table: pd.DataFrame, title: str, names: Iterator[str]) -> Iterator[Markup]:
     is_limit = table.index.str.endswith(".limit")
-    if table.loc[~is_limit, ["forward_backward", "peak_memory"]].notna().all(axis=1).any():
+    if table.loc[~is_limit, [tables.TOTAL, "peak_memory"]].notna().all(axis=1).any():
         yield Markup(plots.time_and_memory(table, next(names), title))
-    if is_limit.any() and table.loc[~is_limit, "forward_backward"].notna().any():
+    if is_limit.any() and table.loc[~is_limit, tables.TOTAL].notna().any():
         yield Markup(plots.multiples(table, next(names), title))
 
 
@@ -165,8 +165,8 @@ def _row(impl: str, one: pd.Series, table: pd.DataFrame, cell: pd.DataFrame) -> 
 def _multiples(impl: str, one: pd.Series, table: pd.DataFrame) -> list[pd.Series]:
     """Its numbers over the builtin's, and over the limit's."""
     level = tables.level_of(impl)
-    bases = table.reindex([f"{level}.builtin", f"{level}.limit"])[tables.METRICS]
-    return [one[tables.METRICS] / base for _, base in bases.iterrows()]
+    bases = table.reindex([f"{level}.builtin", f"{level}.limit"])[[*tables.METRICS, tables.TOTAL]]
+    return [one[bases.columns] / base for _, base in bases.iterrows()]
 
 
 def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
@@ -175,11 +175,11 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     Of those whose medians are in the 95 % interval of the fastest, it is the one with the least
     memory.
     """
-    right = table[~table.index.str.endswith(".limit")].dropna(subset="forward_backward")
+    right = table[~table.index.str.endswith(".limit")].dropna(subset=tables.TOTAL)
     if right.empty:
         return {}
     fastest = right.iloc[0]
-    within = right["forward_backward"] <= fastest["high"]
+    within = right[tables.TOTAL] <= fastest["high"]
     equal = right[within | (right.index == fastest.name)]
     lightest_first = equal.sort_values("peak_memory", kind="stable")
     taken = lightest_first.iloc[0] if pd.notna(lightest_first["peak_memory"].iloc[0]) else fastest
@@ -189,7 +189,7 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     def beside(metric: str) -> str:
         builtin, limit = of_builtin[metric], of_limit[metric]
         parts = [f"{_ratio(builtin)} × builtin"] if pd.notna(builtin) else []
-        if metric == "forward_backward" and pd.notna(limit):
+        if metric == tables.TOTAL and pd.notna(limit):
             parts.append(f"{_ratio(limit)} × the limit")
         return f" ({', '.join(parts)})" if parts else ""
 
@@ -201,20 +201,20 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
             why += f" ({len(equal) - 1} more are as fast within noise, and hold no less)"
     else:
         why = (
-            f"as fast within noise as {fastest.name} ({number(fastest['forward_backward'])} ms), "
+            f"as fast within noise as {fastest.name} ({number(fastest[tables.TOTAL])} ms), "
             f"which holds {_mib(fastest['peak_memory'])} MiB"
         )
-    numbers = f"at {number(taken['forward_backward'])} ms forward and backward"
-    numbers += beside("forward_backward")
+    numbers = f"at {number(taken[tables.TOTAL])} ms forward and backward"
+    numbers += beside(tables.TOTAL)
     if pd.notna(taken["peak_memory"]):
         numbers += f", with a peak of {_mib(taken['peak_memory'])} MiB{beside('peak_memory')}"
     if pd.notna(taken["error"]):
         error = _error(taken["error"]).replace("-", "\N{NON-BREAKING HYPHEN}")
         numbers += f" and gradients within {error} of float64’s"
-    lightest = right.sort_values(["peak_memory", "forward_backward"]).iloc[0]
+    lightest = right.sort_values(["peak_memory", tables.TOTAL]).iloc[0]
     light = ""
     if lightest["peak_memory"] < taken["peak_memory"]:
-        least, time = _mib(lightest["peak_memory"]), number(lightest["forward_backward"])
+        least, time = _mib(lightest["peak_memory"]), number(lightest[tables.TOTAL])
         light = f"{lightest.name}, {least} MiB in {time} ms"
     return {
         "impl": impl,

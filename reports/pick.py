@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import optimize
 
 from reports.history import ENVIRONMENT, by_date
-from reports.tables import level_of, measured, newest, number, run
+from reports.tables import TOTAL, level_of, measured, newest, number, run
 
 SHAPES = Path(__file__).parents[1] / "benchmarks" / "workloads.csv"
 Shape = tuple[int, int, int]  # tokens N, hidden D, vocabulary V
@@ -156,10 +156,8 @@ def _measured(group: pd.DataFrame, workload: str) -> list[Pick]:
     table = measured(cell)
     where, dtype = run(cell), cell["dtype"].iloc[0]
     return [
-        Pick(
-            dtype, where, impl, one["forward_backward"], workload, one["peak_memory"], one["error"]
-        )
-        for impl, one in table.dropna(subset=["forward_backward", "peak_memory"]).iterrows()
+        Pick(dtype, where, impl, one[TOTAL], workload, one["peak_memory"], one["error"])
+        for impl, one in table.dropna(subset=[TOTAL, "peak_memory"]).iterrows()
     ]
 
 
@@ -169,13 +167,13 @@ def _predicted(group: pd.DataFrame, workload: str) -> list[Pick]:
     shapes = {name: known for name in tables if (known := shape(str(name))) is not None}
     if wanted is None or not shapes:
         return []
-    timed = [name for name in shapes if tables[name]["forward_backward"].notna().any()]
+    timed = [name for name in shapes if tables[name][TOTAL].notna().any()]
     if not timed:
         return []
     work = {name: float(np.prod(shapes[name], dtype=float)) for name in timed}
     nearest = min(timed, key=lambda name: abs(np.log(work[name] / np.prod(wanted, dtype=float))))
     found = []
-    for impl, one in tables[nearest].dropna(subset="forward_backward").iterrows():
+    for impl, one in tables[nearest].dropna(subset=TOTAL).iterrows():
         peaks = {
             shapes[name]: float(table.at[impl, "peak_memory"])
             for name, table in tables.items()
@@ -184,6 +182,6 @@ def _predicted(group: pd.DataFrame, workload: str) -> list[Pick]:
         model = Model.fit(peaks)
         if model is not None:
             peak = model.peak(wanted)
-            numbers = (one["forward_backward"], str(nearest), peak, one["error"])
+            numbers = (one[TOTAL], str(nearest), peak, one["error"])
             found.append(Pick(group["dtype"].iloc[0], run(group), str(impl), *numbers, model))
     return found

@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from scipy import optimize
 
 from reports.history import Change
+from reports.tables import TOTAL
 
 # The page's colours, in light and in dark; blue is Okabe and Ito's, and never alone in telling.
 COLORS = {
@@ -61,22 +62,20 @@ def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
     ``table`` is as ``tables.measured`` gives it. On the front is what no other both outruns and
     undercuts.
     """
-    known = table.dropna(subset=["forward_backward", "peak_memory"])
+    known = table.dropna(subset=[TOTAL, "peak_memory"])
     limit = known[known.index.str.endswith(".limit")]
     points = known.drop(limit.index)
-    time, memory = points["forward_backward"], points["peak_memory"] / 2**20
+    time, memory = points[TOTAL], points["peak_memory"] / 2**20
     front = pareto(points)
     figure, axes = _axes(max(300, LINE * len(points) + 110))
-    _scale(axes, "x", [*time, *limit["forward_backward"]])
+    _scale(axes, "x", [*time, *limit[TOTAL]])
     _scale(axes, "y", [*memory, *limit["peak_memory"] / 2**20])
-    for x, y in zip(limit["forward_backward"], limit["peak_memory"] / 2**20, strict=True):
+    for x, y in zip(limit[TOTAL], limit["peak_memory"] / 2**20, strict=True):
         axes.axvline(x, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.text(x, 1.02, "limit", transform=axes.get_xaxis_transform(), color=MUTED, ha="center")
-    best = points.loc[front].sort_values("forward_backward")
-    axes.step(
-        best["forward_backward"], best["peak_memory"] / 2**20, where="post", color=ACCENT, zorder=2
-    )
+    best = points.loc[front].sort_values(TOTAL)
+    axes.step(best[TOTAL], best["peak_memory"] / 2**20, where="post", color=ACCENT, zorder=2)
     on = points.index.isin(front)
     axes.plot(time[on], memory[on], "o", color=ACCENT, zorder=3)
     axes.plot(time[~on], memory[~on], "o", color=MUTED, fillstyle="none", zorder=3)
@@ -101,7 +100,7 @@ def pareto(points: pd.DataFrame) -> list[str]:
     """Those that no other is both as fast and as light as, and better in one of the two."""
     front: list[str] = []
     least = np.inf
-    for impl, one in points.sort_values(["forward_backward", "peak_memory"]).iterrows():
+    for impl, one in points.sort_values([TOTAL, "peak_memory"]).iterrows():
         if one["peak_memory"] < least:
             front.append(str(impl))
             least = one["peak_memory"]
@@ -111,7 +110,7 @@ def pareto(points: pd.DataFrame) -> list[str]:
 def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
     """Each time as a multiple of the physical limit's, a row for each implementation."""
     limit = table[table.index.str.endswith(".limit")].iloc[0]
-    passes = ["forward", "backward", "forward_backward"]
+    passes = ["forward", "backward", TOTAL]
     ratios = table.drop(limit.name)[passes].div(limit[passes].astype(float)).dropna(how="all")
     ratios = ratios[::-1]  # the first row is the lowest
     figure, axes = _axes(LINE * 1.25 * len(ratios) + 110, right=20, left=RIGHT)
@@ -119,7 +118,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
     axes.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.text(1, 1.02, "limit", transform=axes.get_xaxis_transform(), color=MUTED, ha="center")
     axes.hlines(rows, ratios.min(axis=1), ratios.max(axis=1), color=RULE, linewidth=1)
-    marks = {"forward": (">", MUTED), "backward": ("<", MUTED), "forward_backward": ("o", ACCENT)}
+    marks = {"forward": (">", MUTED), "backward": ("<", MUTED), TOTAL: ("o", ACCENT)}
     for name_, (marker, color) in marks.items():
         filled = "full" if color == ACCENT else "none"
         axes.plot(

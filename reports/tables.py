@@ -15,6 +15,7 @@ METRICS = [
 ]
 # The time that sorts a table: the first of these that was measured.
 SORTED_BY = ("forward_backward", "forward", "backward", "forward_backward_unit")
+TOTAL = "total"  # of the two metrics of forward and backward together, what a training step takes
 MEBIBYTES = 2**20, "MiB"
 # What is not in milliseconds: how many make one as shown, and what that is called.
 UNITS = {
@@ -114,13 +115,18 @@ def level_of(impl: str) -> str:
 def measured(cell: pd.DataFrame) -> pd.DataFrame:
     """One cell's numbers, the last of each: a row for each implementation, the fastest first.
 
-    Its columns are ``METRICS``, in milliseconds and bytes, and ``low`` and ``high``, the interval
-    of the time that sorts: that of both passes together, or of the one that was timed. So are
-    ``overlap_low`` and ``overlap_high``.
+    Its columns are ``METRICS``, in milliseconds and bytes; ``TOTAL``, forward and backward with an
+    upstream gradient of 1, as a training step has it, or of another where that alone was measured;
+    and ``low`` and ``high``, the interval of the time that sorts: of ``TOTAL``, or of the pass that
+    was timed. So are ``overlap_low`` and ``overlap_high``.
     """
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     values = last["value"].unstack("metric").reindex(columns=METRICS)
-    times = [name for name in SORTED_BY if values[name].any()]
+    both = values["forward_backward"].notna()
+    is_unit = values.loc[both, "forward_backward_unit"].notna().all() and both.any()
+    total = "forward_backward_unit" if is_unit else "forward_backward"
+    values[TOTAL] = values[total]
+    times = [name for name in (total, *SORTED_BY) if values[name].any()]
     for end in ("low", "high"):
         ends = last[f"ci_{end}"].unstack("metric")
         if times:
@@ -129,7 +135,8 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
             values[f"overlap_{end}"] = ends["overlap"]
     if times:
         values = values.sort_values(times[0], kind="stable")
-    return values.reindex(columns=[*METRICS, "low", "high", "overlap_low", "overlap_high"])
+    ends = ["low", "high", "overlap_low", "overlap_high"]
+    return values.reindex(columns=[*METRICS, TOTAL, *ends])
 
 
 def comparison(cell: pd.DataFrame) -> pd.DataFrame:

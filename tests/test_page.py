@@ -172,7 +172,7 @@ def test_an_implementation_measured_at_an_older_commit_alone_stays() -> None:
 
 def test_the_front_is_what_no_other_is_faster_and_lighter_than() -> None:
     points = pd.DataFrame(
-        {"forward_backward": [3.0, 1.0, 2.0, 2.0, 4.0], "peak_memory": [1.0, 9.0, 5.0, 6.0, 1.0]},
+        {"total": [3.0, 1.0, 2.0, 2.0, 4.0], "peak_memory": [1.0, 9.0, 5.0, 6.0, 1.0]},
         index=["a", "b", "c", "d", "e"],
     )
     assert plots.pareto(points) == ["b", "c", "a"]

@@ -257,6 +257,15 @@ def test_a_sharded_loss_is_beside_the_limit_of_as_many_ranks() -> None:
     assert of["overlap (share)"] == "0.61 to 0.83"
 
 
+def test_a_total_is_of_an_upstream_gradient_of_one_where_all_have_it() -> None:
+    of = {"impl": "logits.eager", "metric": "forward_backward", "value": 3.0}
+    unit = of | {"metric": "forward_backward_unit", "value": 2.0}
+    both = pd.DataFrame([tidy(**of), tidy(**unit)])
+    assert tables.measured(both)["total"].tolist() == [2.0]
+    other = pd.DataFrame([tidy(**of), tidy(**unit), tidy(**of | {"impl": "logits.builtin"})])
+    assert tables.measured(other)["total"].tolist() == [3.0, 3.0]
+
+
 def test_an_overlap_that_says_nothing_is_not_shown() -> None:
     assert tables.interval(-2.62, 1.06) == "not measurable here"
     assert tables.interval(-0.19, 0.47) == "-0.19 to 0.47"
