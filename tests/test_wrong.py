@@ -117,7 +117,7 @@ def test_one_message_of_several_random_failures() -> None:
     def forgets_ignore_index(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
         return F.nll_loss(input.log_softmax(1), target, weight, reduction=reduction)
 
-    with pytest.raises(Wrong, match="it raises IndexError|the value is off"):
+    with pytest.raises(Wrong, match=r"it raises IndexError|the value is off"):
         hold(impls.Loss("forgets", "logits", forgets_ignore_index, impls.Support(), ""), "random")
 
 
