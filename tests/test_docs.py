@@ -6,8 +6,12 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 import impls
 import impls.__main__
@@ -123,6 +127,20 @@ def check_names(arguments: dict) -> None:
 def test_readme_is_short() -> None:
     """What a newcomer reads in five minutes. The rest is in docs/, one page a task."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_readmes_training_script_trains() -> None:
+    [(_, code)] = [
+        block for block in FENCE.findall((ROOT / "README.md").read_text()) if block[0] == "python"
+    ]
+    model = SimpleNamespace(hidden_states=nn.Embedding(11, 4), lm_head=nn.Linear(4, 11, bias=False))
+    tokens, targets = torch.randint(11, (2, 2, 3))  # two sequences of three tokens
+    names = {"model": model, "tokens": tokens, "targets": targets}
+    exec(code, names)
+    logits = model.lm_head(model.hidden_states(tokens)).flatten(0, 1)
+    torch.testing.assert_close(names["loss"], F.cross_entropy(logits, targets.flatten()))
+    assert model.lm_head.weight.grad.any()
+    assert model.hidden_states.weight.grad.any()
 
 
 def test_every_page_is_in_the_index() -> None:
