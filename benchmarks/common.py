@@ -42,11 +42,19 @@ def load_for(name: str, dtype: str, device: str) -> impls.Loss:
         raise Unmeasurable(f"{name} {error}") from error
     for kind, wanted, supported in (
         ("device", device, loss.support.devices),
-        ("dtype", dtype, loss.support.dtypes_on(device)),
+        ("dtype", dtype, dtypes_on(loss.support, device)),
     ):
         if wanted not in supported:
             raise Unmeasurable(f"{name} has no {kind} {wanted}, only {', '.join(supported)}")
     return loss
+
+
+def dtypes_on(support: impls.Support, device: str) -> tuple[str, ...]:
+    """The dtypes that a loss takes on ``device``.
+
+    compare and asv measure ``impls`` of older revisions, whose ``Support`` has no method for it.
+    """
+    return support.dtypes_on(device) if hasattr(support, "dtypes_on") else support.dtypes
 
 
 def tensors(found: Workload, level: str, dtype: str, device: str) -> dict[str, Tensor]:

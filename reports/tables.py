@@ -23,10 +23,10 @@ UNITS = {
     **{"reserved_memory": MEBIBYTES, "collectives": (1, "count")},
 }
 LEGEND = (
-    "A cell has the median, its multiple of builtin, and its multiple of the physical limit "
-    "(README says what that is).\n`error` is that of the gradients, relative to float64's. In "
-    "`forward_backward_unit` the upstream\ngradient is exactly 1, in the other times it is not. "
-    "`first_call` is that of forward and backward."
+    "A cell has the median, its multiple of builtin, and its multiple of the reference, which is "
+    "named limit\n(docs/how-we-measure.md says what it is). `error` is that of the gradients, "
+    "relative to float64's. In\n`forward_backward_unit` the upstream gradient is exactly 1, in the "
+    "other times it is not.\n`first_call` is that of forward and backward."
 )
 SHARDED = (
     "A number is that of the rank with the largest. `sent` is what it hands to collectives, "

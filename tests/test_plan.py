@@ -3,16 +3,14 @@
 import functools
 import re
 import resource
-import shlex
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-import benchmarks.side_by_side
 import impls
-from benchmarks import compare, meters, plan
+from benchmarks import meters, plan
 from benchmarks.__main__ import main
 from benchmarks.limits import LIMITS
 from benchmarks.simulation import NotSimulated, Prediction, predict
@@ -248,14 +246,3 @@ def test_the_committed_table_is_within_two_percent() -> None:
     for name in ("peak_memory", "saved_memory"):
         measured = checked[f"measured_{name}"].to_numpy()
         assert checked[name].to_numpy() == pytest.approx(measured, rel=WITHIN, abs=ONEDNN)
-
-
-def test_a_schedulers_lines_are_commands_that_exist() -> None:
-    lines = re.findall(r"^.*(?:sbatch|srun).*$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    if not lines:
-        pytest.skip("README shows no scheduler's lines")
-    parsers = {"plan": plan.parse, "compare": compare.parse}
-    for line in lines:
-        for command in re.findall(r"-m benchmarks ([^'\"&|]*)", line):
-            first, *rest = words = shlex.split(command)
-            parsers[first](rest) if first in parsers else benchmarks.side_by_side.parse(words)

@@ -124,9 +124,19 @@ def test_a_loss_of_logits_is_one_of_hidden_states(check: str) -> None:
     hold(eager, check)
 
 
+def test_one_message_of_several_random_failures() -> None:
+    """Of this loss some calls raise and others are off."""
+
+    def forgets_ignore_index(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
+        return F.nll_loss(input.log_softmax(1), target, weight, reduction=reduction)
+
+    with pytest.raises(Wrong, match=r"it raises IndexError|the value is off"):
+        hold(impls.Loss("forgets", "logits", forgets_ignore_index, impls.Support(), ""), "random")
+
+
 @pytest.mark.parametrize("check", CHECKS)
-def test_the_example_in_contributing_passes(check: str, tmp_path) -> None:
-    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+def test_the_example_in_the_docs_passes(check: str, tmp_path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "write-a-loss.md").read_text()
     [example] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     file = tmp_path / "autograd.py"
     file.write_text(example)
