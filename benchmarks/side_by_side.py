@@ -89,7 +89,7 @@ def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.
         if rows:
             frame = pd.DataFrame(rows).assign(source="side by side")
             print(f"{render(frame)}\n\n{len(rows)} rows added to {arguments.out}")
-    return code if rows else 2
+    return code or (0 if rows else 2)
 
 
 def of_group(

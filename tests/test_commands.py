@@ -236,7 +236,8 @@ def test_a_deviation_that_is_none_fails_the_gate(tmp_path) -> None:
     file.write_text(
         "from impls.loss import Support\n"
         "from torch.nn.functional import cross_entropy\n"
-        "support = Support(deviations={'positional': 'not so', 'mismatches': 'other words'})\n"
+        "deviations = {'positional': 'not so', 'mismatches': 'raises RuntimeError'}\n"
+        "support = Support(deviations=deviations)\n"
     )
     run = python("pytest", "tests", "-k", "positional or mismatches", "--impl", str(file))
     assert "1 failed" in run.stdout
