@@ -93,7 +93,9 @@ def rows_kernel(
         else:
             target = tl.load(y + row).to(tl.int32)
             share = tl.load(at_y + row)
-            x_y = cap(tl.load(of_row + target).to(tl.float32), softcap)
+            # A target out of range makes its row nan: nothing outside the row is read or written.
+            known = (target >= 0) & (target < vocab)
+            x_y = cap(tl.load(of_row + target, known, other=float("nan")).to(tl.float32), softcap)
             near = tl.maximum(x_y, LEAST)
             m = tl.full([wide], LEAST, tl.float32)
             s = tl.zeros([wide], tl.float32)
@@ -122,7 +124,7 @@ def rows_kernel(
             tl.store(losses + row, loss)
             if with_grad:
                 total = share + sum_q + 2 * z_loss * lse
-                factor = total * given / s
+                factor = tl.where(known, total * given / s, float("nan"))
                 for i in range(tiles):
                     column = (tiles - 1 - i) * size + tile
                     inside = column < vocab
@@ -138,12 +140,12 @@ def rows_kernel(
                     tl.store(to_row + column, g, inside, cache_modifier=".cs")
                 # The target's entry anew, in float32: p - 1, from a rounded p, would be lost.
                 if smoothed:
-                    share += q_of(everywhere, target, True, uniform)
+                    share += q_of(everywhere, target, known, uniform)
                 g_y = tl.exp2((x_y - top) * LOG2E) * factor - share * given
                 if softcap is not None:
                     g_y *= 1 - (x_y / softcap) * (x_y / softcap)
                 tl.debug_barrier()  # another thread has written that entry
-                tl.store(to_row + target, g_y)
+                tl.store(to_row + target, g_y, known)
 
 
 @triton.jit
@@ -241,7 +243,8 @@ def rows(
 
     With no ``upstream`` the second is empty. q at the target is ``at_y`` (n,), and ``everywhere``
     (vocab,) is on every class. The columns of the logits must be contiguous. A row whose upstream
-    gradient is 0 is not read: its loss is 0, and so is its gradient.
+    gradient is 0 is not read: its loss is 0, and so is its gradient. One whose target is out of
+    range has the loss nan, and a gradient of nan.
     """
     grad = logits.new_empty(logits.shape if upstream is not None else 0)
     losses = launch(logits, y, at_y, everywhere, upstream, grad, softcap, z_loss)
