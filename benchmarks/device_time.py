@@ -18,9 +18,9 @@ LONGEST = 20.0
 class EventTimer:
     """Device time of calls, by CUDA events around each.
 
-    Before each call the L2 cache is filled with other data. Then the device spins until the host
-    has enqueued the whole call, so gaps between launches do not count. A loss that waits for the
-    device within its call cannot be enqueued ahead: its time contains that of the host, as in a
+    Before each call the timer fills the L2 cache with other data. Then the device spins until the
+    host has launched the whole call, so gaps between launches do not count. A loss that waits for
+    the device inside its call cannot be launched ahead. Its time contains the host's time, as in a
     training step.
     """
 
@@ -45,7 +45,7 @@ class EventTimer:
 def launch(run: Callable[[], Any]) -> float:
     """Host time from the call of ``run()`` to its return, on an idle device.
 
-    Of a loss that waits for the device within its call, that wait is a part.
+    If a loss waits for the device inside its call, the wait counts.
     """
     lockstep.largest(0.0)
     torch.cuda.synchronize()

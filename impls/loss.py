@@ -84,7 +84,7 @@ class Support:
 
     ``deviations`` are the properties of the gate that a rival is known to lack, each with what it
     does instead; a gate that finds one mended fails, so that it is struck off here. On CUDA,
-    ``cuda_deviations`` are added to them; an empty text takes one away there.
+    ``cuda_deviations`` are added to them.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -101,8 +101,7 @@ class Support:
 
     def deviations_on(self, device: str) -> dict[str, str]:
         """Its deviations on ``device``, "cpu" or "cuda"."""
-        merged = {**self.deviations, **(self.cuda_deviations if device == "cuda" else {})}
-        return {check: deviation for check, deviation in merged.items() if deviation}
+        return {**self.deviations, **(self.cuda_deviations if device == "cuda" else {})}
 
 
 # Triton's interpreter runs a kernel on the CPU, one program at a time: for values, not for times.

@@ -20,7 +20,7 @@ from benchmarks.variables import PINNED_ALLOCATOR
 
 KEPT = 25.0  # seconds of the budget for the last stage, the page
 FAILED = ("failed", "out of time", "no time")
-LEAST = 5.0  # seconds, with fewer of which no stage is begun
+LEAST = 5.0  # seconds; a stage does not begin with less time left
 
 
 def main(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Stage: the gate in parallel processes, with a row for each test as soon as it is over."""
+"""Stage: the gate in parallel processes. Each test writes its row when it ends."""
 
 import argparse
 import csv
@@ -27,7 +27,7 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.when != "call" and report.passed:
-            return  # setup and teardown, of which only what goes wrong is told
+            return  # setup and teardown count only if they fail
         row = row_of(report) | self.here
         self.counts[row["outcome"]] += 1
         self.writer.writerow(row[column] for column in COLUMNS)

@@ -1,4 +1,4 @@
-"""Stage: all losses of one level side by side, of which there may be several in a process."""
+"""Stage: all losses of one level, side by side, at one workload."""
 
 import argparse
 import sys

@@ -9,8 +9,8 @@ from pathlib import Path
 def unpack(folder: Path, into: Path) -> Iterator[str]:
     """Unpack the wheels of ``folder`` that are not installed here; a line for each wheel.
 
-    As files, not as paths to zip files: Triton reads the source of a kernel. What is installed
-    stays as it is, since a package on PYTHONPATH would hide it.
+    They become files, since Triton reads the source of a kernel. A package that is installed is
+    skipped: a copy on PYTHONPATH would hide it.
     """
     # Not above: asv imports this module, where there is no packaging.
     from packaging.tags import sys_tags

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from impls.loss import INTERPRETED
 
-NUMBERS = 32  # of a row that a thread works on at once
-LONG = 384 * 2**10  # bytes of a row, of which two on each multiprocessor do not fit the L2 cache
+NUMBERS = 32  # logits that a thread works on at once
+# Bytes of a long row. With two long rows on each multiprocessor, the rows do not fit the L2 cache.
+LONG = 384 * 2**10
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LEAST = tl.constexpr(-1e38)  # in place of -inf, as -inf - -inf is nan
@@ -44,14 +45,14 @@ def cap(x, softcap: tl.constexpr):
 
 @triton.jit
 def capped(x, inside, softcap: tl.constexpr):
-    """The same of a tile, which is -inf outside the row."""
+    """A tile of logits in float32, capped. Outside the row it is -inf."""
     x = x.to(tl.float32)
     return x if softcap is None else tl.where(inside, cap(x, softcap), float("-inf"))
 
 
 @triton.jit
 def q_of(everywhere, column, inside, uniform: tl.constexpr):
-    """The q of columns; where it is the same for all, that number."""
+    """q at the columns; one number where q is the same for all classes."""
     return tl.load(everywhere) if uniform else tl.load(everywhere + column, inside, other=0.0)
 
 
@@ -168,7 +169,7 @@ def multiprocessors(device: torch.device) -> int:
 def shape(vocab: int, itemsize: int, plain: bool) -> tuple[int, int, int, int]:
     """Of a tile (deep, wide); how many warps a program has, and programs a multiprocessor.
 
-    A thread reads 16 bytes at once. What is not ``plain``, a softcap or smoothing, takes registers.
+    A thread reads 16 bytes at once. A softcap or smoothing needs more registers: not ``plain``.
     """
     numbers = NUMBERS if plain else NUMBERS // 2
     long = vocab * itemsize > LONG
