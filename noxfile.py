@@ -11,4 +11,4 @@ for version in ("2.11", "2.12", "2.13", "2.14"):
     def gate(session: nox.Session, version: str = version) -> None:
         """The newest patch of this torch, and the newest of all else."""
         session.install(f"torch=={version}.*", "--editable", ".[dev]")
-        session.run("pytest", "tests/test_gate.py", *session.posargs)
+        session.run("pytest", "tests/gate", *session.posargs)

@@ -6,20 +6,40 @@ import signal
 import sys
 from contextlib import ExitStack
 
-from benchmarks.processes import Server
+from benchmarks.compare.client import Server
 
-COMMANDS = ("semantics", "compare", "calibrate", "plan", "gpu")
+DEFAULT = "side-by-side"
+# Of each command the module whose ``main`` runs it, and what it does.
+COMMANDS = {
+    DEFAULT: ("side_by_side.cli", "all implementations in turn, now (also without a command)"),
+    "compare": ("compare.cli", "did a change make a loss slower, heavier or wrong?"),
+    "calibrate": ("compare.calibrate", "how often is compare wrong on this machine?"),
+    "plan": ("plan.cli", "memory, operations and least time of each loss at any size"),
+    "edge-cases": ("edge_cases", "what each loss does in each edge case"),
+    "gpu": ("gpu.cli", "gate, times and memory on a GPU machine without a network"),
+}
+HELP = f"""usage: python -m benchmarks [COMMAND] [OPTION ...]
+
+Measure cross-entropy losses on this machine.
+
+commands:
+{chr(10).join(f"  {name:14}{what}" for name, (_, what) in COMMANDS.items())}
+
+`python -m benchmarks COMMAND --help` shows the options of a command, and examples."""
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] in (["--help"], ["-h"]):
+        print(HELP)
+        return 0
     is_command = bool(argv) and not argv[0].startswith("-")
-    name, rest = (argv[0], argv[1:]) if is_command else ("side_by_side", argv)
-    if is_command and name not in COMMANDS:
+    name, rest = (argv[0], argv[1:]) if is_command else (DEFAULT, argv)
+    if name not in COMMANDS:
         print(f"no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
         try:
-            return run(name, rest, is_command)
+            return run(name, rest)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `head` has seen enough; a process of ours that died raises otherwise
@@ -33,17 +53,17 @@ def main(argv: list[str]) -> int:
         return 130
 
 
-def run(name: str, argv: list[str], is_command: bool) -> int:
-    """The exit code of ``benchmarks.{name}``. What it does not catch, ``main`` does."""
+def run(name: str, argv: list[str]) -> int:
+    """The exit code of a command. ``main`` handles what the command does not catch."""
     with ExitStack() as stack:
-        # It imports torch, which takes seconds, while this process does so too.
+        # The server imports torch, which takes seconds, while this process does so too.
         on_cuda = any(word.endswith("cuda") for word in argv)
         servers = [stack.enter_context(Server(on_cuda))] if name == "compare" else []
-        command = importlib.import_module(f"benchmarks.{name}")
-        from benchmarks import lockstep
+        command = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
+        from benchmarks.ranks import torchrun
 
-        if is_command and lockstep.is_launched():
-            if not lockstep.is_first():
+        if name != DEFAULT and torchrun.is_launched():
+            if not torchrun.is_first():
                 return 0
             print(f"{name} is not for torchrun: it measures one process", file=sys.stderr)
             return 2

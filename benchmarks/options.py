@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import impls
-from benchmarks.common import Unmeasurable, load
-from benchmarks.step import PASSES
+from benchmarks.measure.availability import Unmeasurable, load
+from benchmarks.measure.step import PASSES
 from benchmarks.workloads import WORKLOADS, UnknownWorkload
 
 # Without OSError: ``benchmarks.__main__`` says what it is, but of a pipe that `head` has closed.

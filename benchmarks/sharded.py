@@ -8,10 +8,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import lockstep, meters
-from benchmarks.limits import ShardedLimit
-from benchmarks.rank import Rank
-from benchmarks.ranks import Ranks
+from benchmarks.measure import collectives
+from benchmarks.measure.references import ShardedLimit
+from benchmarks.ranks import torchrun
+from benchmarks.ranks.pool import Ranks
+from benchmarks.ranks.worker import Rank
 from benchmarks.suite import Suite
 
 RANKS = 2
@@ -24,13 +25,13 @@ class _OneRank(Suite):
         step = self.step(impl, workload, dtype)
         if isinstance(step, ShardedLimit):
             return step.sent_bytes()
-        return meters.sent(step.forward_backward, self.device)[0]
+        return collectives.sent(step.forward_backward, self.device)[0]
 
     def track_collectives(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
         if isinstance(step, ShardedLimit):
             return step.collectives
-        return meters.sent(step.forward_backward, self.device)[1]
+        return collectives.sent(step.forward_backward, self.device)[1]
 
     track_sent.unit = "bytes"
     track_collectives.unit = "count"
@@ -44,7 +45,7 @@ def ranks() -> Ranks:
 
 
 def on_rank(rank: Rank, k: int, benchmark: str, cell: tuple[str, ...]) -> Any:
-    with lockstep.in_step():
+    with torchrun.in_step():
         return getattr(_OneRank(), benchmark)(*cell)
 
 

@@ -12,13 +12,12 @@ from typing import ClassVar
 from asv_runner.benchmarks.mark import SkipNotImplemented
 
 import impls
-from benchmarks import meters
-from benchmarks.common import Unmeasurable, check_timeable, load, tensors
-from benchmarks.limits import LIMITS, Limit
-from benchmarks.step import Step, step_of
+from benchmarks import ROOT
+from benchmarks.measure import memory, timers
+from benchmarks.measure.availability import Unmeasurable, check_timeable, load, tensors
+from benchmarks.measure.references import LIMITS, Limit
+from benchmarks.measure.step import Step, step_of
 from benchmarks.workloads import workload
-
-ROOT = Path(__file__).parents[1]
 
 
 @functools.cache
@@ -107,7 +106,7 @@ class Suite(ABC):
     def __init_subclass__(cls) -> None:
         # asv's parameters must not change from commit to commit, so these are the working tree's,
         # whatever the commit under test holds: it skips an implementation that it lacks.
-        folder = Path(__file__).parents[1] / "impls"
+        folder = ROOT / "impls"
         names = [
             name
             for name in impls.names(folder)
@@ -125,23 +124,23 @@ class Suite(ABC):
 
     def time_forward(self, impl, workload, dtype):
         right(self.step(impl, workload, dtype), dtype).forward()
-        meters.synchronize(self.device)
+        timers.synchronize(self.device)
 
     def time_forward_backward(self, impl, workload, dtype):
         right(self.step(impl, workload, dtype), dtype).forward_backward()
-        meters.synchronize(self.device)
+        timers.synchronize(self.device)
 
     def track_peak_memory(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
         if isinstance(step, Limit):
             return step.gradient_bytes()
-        return meters.peak_memory(step.forward_backward, self.device)
+        return memory.peak_memory(step.forward_backward, self.device)
 
     def track_saved_memory(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
         if isinstance(step, Limit):
             raise SkipNotImplemented("a limit saves nothing")
-        return meters.saved_memory(step.forward, self.device)
+        return memory.saved_memory(step.forward, self.device)
 
     def track_error(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)

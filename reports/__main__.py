@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports import calibration, page, tables, verdicts
-from reports.commands import import_line
-from reports.history import ENVIRONMENT, QUANTITY, regressions
-from reports.pick import NoPick, pick
-from reports.results import COLUMNS, of_kind, read
+from reports.analysis import calibration, verdicts
+from reports.analysis.change_points import ENVIRONMENT, QUANTITY, regressions
+from reports.analysis.pick import NoPick, pick
+from reports.readers.results import COLUMNS, of_kind, read
+from reports.render import page, tables
+from reports.render.commands import import_line
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
 
@@ -41,15 +42,17 @@ def main(argv: list[str]) -> int:
     tables.wide(rows).to_csv(out / "wide.csv", index=False)
     summary = tables.render(tables.newest(rows))
     paths = existing(arguments.paths)
-    semantics = merged(
-        tables_of("semantics", paths, out / "semantics.csv", ["impl"], notes, keep_default_na=False)
+    edge_cases = merged(
+        tables_of(
+            "edge_cases", paths, out / "edge_cases.csv", ["impl"], notes, keep_default_na=False
+        )
     )
-    if semantics is not None:
-        summary += f"\n\n### What each does in odd cases\n\n{tables.semantics_table(semantics)}"
+    if edge_cases is not None:
+        summary += f"\n\n### What each does in edge cases\n\n{tables.edge_case_table(edge_cases)}"
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
     runs = tables_of("pairs", paths, out / "compare.csv", verdicts.COLUMNS, notes)
     pairs = pd.concat(runs) if runs else None
-    html = page.render(rows, notes, semantics, pairs)
+    html = page.render(rows, notes, edge_cases, pairs)
     (out / "index.html").write_text(html, encoding="utf-8")
     (out / "picture.svg").write_text(page.picture(rows), encoding="utf-8")
     print(summary)

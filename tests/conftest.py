@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import impls
-from benchmarks.common import Unmeasurable, check_device
-from benchmarks.ranks import UNEVEN, Ranks
+from benchmarks.measure.availability import Unmeasurable, check_device
+from benchmarks.ranks.pool import UNEVEN, Ranks
 from impls.loss import INTERPRETED
 
 if INTERPRETED:
@@ -117,7 +117,7 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
     """The processes that all sharded losses run on.
 
     Each of them would compile what linear.fused's gate has compiled already, for minutes: they do
-    so with ``--impl`` alone, and in ``tests.test_ranks``.
+    so with ``--impl`` alone, and in ``tests.benchmarks.ranks.test_pool``.
     """
     device = request.config.getoption("--device")
     here = torch.cuda.device_count() if device == "cuda" else max(UNEVEN)

@@ -16,10 +16,10 @@ from torch import nn
 import impls
 import impls.__main__
 import reports.__main__
-from benchmarks.__main__ import COMMANDS
+from benchmarks import ROOT
+from benchmarks.__main__ import COMMANDS, DEFAULT
 from benchmarks.workloads import WORKLOADS
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -68,8 +68,8 @@ def understand(words: list[str]) -> argparse.Namespace:
     try:
         if module == "benchmarks":
             is_command = bool(rest) and rest[0] in COMMANDS
-            name, rest = (rest[0], rest[1:]) if is_command else ("side_by_side", rest)
-            command = importlib.import_module(f"benchmarks.{name}")
+            name, rest = (rest[0], rest[1:]) if is_command else (DEFAULT, rest)
+            command = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")
             getattr(command, "parse", command.main)(rest)
         else:
             {"impls": impls.__main__.main, "reports": reports.__main__.main}[module](rest)

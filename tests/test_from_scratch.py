@@ -6,17 +6,17 @@ import io
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks import ROOT
 from benchmarks.workloads import UnknownWorkload, tokenizer
 
 pytest.importorskip("matplotlib", reason="the notebook's picture needs the package matplotlib")
 from matplotlib import pyplot
 
-FILE = Path(__file__).parents[1] / "docs" / "from_scratch.ipynb"
+FILE = ROOT / "docs" / "from_scratch.ipynb"
 CELLS = json.loads(FILE.read_text(encoding="utf-8"))["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
 MARKDOWN = "\n".join("".join(c["source"]) for c in CELLS if c["cell_type"] == "markdown")

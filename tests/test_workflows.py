@@ -5,11 +5,11 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from benchmarks import ROOT
+
 TEXT = (ROOT / ".github/workflows/tests.yml").read_text()
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 

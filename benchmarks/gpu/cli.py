@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.common import Unmeasurable, check_device
+from benchmarks import ROOT
+from benchmarks.environment.variables import PINNED_ALLOCATOR
 from benchmarks.gpu.run import Outcome, run
 from benchmarks.gpu.stages import Stage, stages
 from benchmarks.gpu.wheels import unpack
-from benchmarks.revisions import ROOT
-from benchmarks.variables import PINNED_ALLOCATOR
+from benchmarks.measure.availability import Unmeasurable, check_device
 
 KEPT = 25.0  # seconds of the budget for the last stage, the page
 FAILED = ("failed", "out of time", "no time")

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
-from benchmarks.environment import describe
+from benchmarks.environment.description import describe
 from benchmarks.gpu.stages import workers
 
 COLUMNS = ("impl", "property", "outcome", "seconds", "message", "device", "torch", "commit")
@@ -62,7 +62,7 @@ def message(report: Any) -> str:
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = (crash.message if crash else str(report.longrepr or "")).strip()
-    lacking = re.search(r"^No: (.*)", text, flags=re.MULTILINE)  # what tests.test_gate says
+    lacking = re.search(r"^No: (.*)", text, flags=re.MULTILINE)  # what tests.gate.test_gate says
     return lacking[1] if lacking else text.partition("\n")[0]
 
 
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     # A worker for each core: a pool of threads, or of processes that compile, beneath each would
     # be more than there are cores.
     os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    command = ["tests/test_gate.py", "--device", arguments.device, "--verbose"]
+    command = ["tests/gate/test_gate.py", "--device", arguments.device, "--verbose"]
     command += ["--numprocesses", str(workers()), "--dist", "worksteal"]
     command += ["-rxXf", "--tb", "short", "--durations", "15", "-p", "no:cacheprovider"]
     command += [f"--junitxml={arguments.out.with_suffix('.xml')}"]

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 import sys
 
+from benchmarks import ROOT
 from benchmarks.gpu.run import SKIPPED
-from benchmarks.revisions import ROOT
 
 # On a CPU, a rehearsal: one loss.
 BENCHMARKS = {"cuda": r"\.CUDA\.", "cpu": r"^logits\.CPU\.time_forward\('logits\.builtin'"}

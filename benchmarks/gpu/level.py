@@ -4,7 +4,8 @@ import argparse
 import sys
 
 import impls
-from benchmarks import options, side_by_side
+from benchmarks import options
+from benchmarks.side_by_side import cli
 from impls.loss import FUNCTIONS
 
 # Losses with options that are measured too: cce's usual filter leaves out too much on random data.
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
         print(f"no loss of {arguments.level} runs here")
         return 2
     cell = ("--device", arguments.device, "--dtype", arguments.dtype)
-    return side_by_side.main([*cell, *others, *chosen])
+    return cli.main([*cell, *others, *chosen])
 
 
 if __name__ == "__main__":

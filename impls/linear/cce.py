@@ -6,9 +6,9 @@ None leaves out nothing. The value, float32, is given PyTorch's dtype.
 
 from cut_cross_entropy import linear_cross_entropy as cut_cross_entropy
 
-from impls.compile import raised_recompile_limit
 from impls.loss import Support, autocast, check_call
-from impls.reduction import result_dtype
+from impls.shared.compile import raised_recompile_limit
+from impls.shared.reduction import result_dtype
 
 support = Support(
     dtypes=("float32", "bfloat16", "float16"),

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from impls.loss import autocast, check_call
-from impls.reduction import Q, accumulation_dtype, distribution, first_order, reduce, result_dtype
+from impls.shared.reduction import (
+    Q,
+    accumulation_dtype,
+    distribution,
+    first_order,
+    reduce,
+    result_dtype,
+)
 
 CHUNK = 4096  # classes a slice
 

@@ -3,9 +3,15 @@
 import torch
 import torch.nn.functional as F
 
-from impls.compile import compile_whole
 from impls.loss import autocast, check_call
-from impls.reduction import accumulation_dtype, distribution, first_order, reduce, result_dtype
+from impls.shared.compile import compile_whole
+from impls.shared.reduction import (
+    accumulation_dtype,
+    distribution,
+    first_order,
+    reduce,
+    result_dtype,
+)
 
 
 @compile_whole

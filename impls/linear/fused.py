@@ -19,10 +19,10 @@ CUDA, the number of columns is waited for.
 import torch
 import torch.nn.functional as F
 
-from impls import rows
-from impls.chunks import losses_and_gradient, multiply, scale, tokens_a_chunk
 from impls.loss import autocast, check_call
-from impls.reduction import Q, distribution, first_order, norm, result_dtype
+from impls.shared import rows
+from impls.shared.chunks import losses_and_gradient, multiply, scale, tokens_a_chunk
+from impls.shared.reduction import Q, distribution, first_order, norm, result_dtype
 
 
 def multiply_filtered(g, h, linear_weight, grad_input, grad_weight, bound):

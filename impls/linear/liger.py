@@ -6,7 +6,7 @@ The value, float32, is given PyTorch's dtype.
 from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
 from impls.loss import UNTRACEABLE, autocast, check_call, triton_support
-from impls.reduction import result_dtype
+from impls.shared.reduction import result_dtype
 
 support = triton_support(
     deviations={

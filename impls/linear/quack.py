@@ -6,7 +6,7 @@ It takes "mean" and "sum" alone, and a number of tokens that 8 divides.
 from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
 from impls.loss import Support, autocast, check_call
-from impls.reduction import result_dtype
+from impls.shared.reduction import result_dtype
 
 support = Support(("cuda",), ("bfloat16", "float16"))
 

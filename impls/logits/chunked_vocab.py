@@ -9,7 +9,14 @@ normalizer calculation for softmax.)
 import torch
 
 from impls.loss import check_call
-from impls.reduction import Q, accumulation_dtype, distribution, first_order, reduce, result_dtype
+from impls.shared.reduction import (
+    Q,
+    accumulation_dtype,
+    distribution,
+    first_order,
+    reduce,
+    result_dtype,
+)
 
 CHUNK = 4096  # classes a slice
 

@@ -1,9 +1,9 @@
 """The loss from scratch (eager) through torch.compile, its passes fused by the compiler."""
 
-from impls.compile import compile_whole
 from impls.logits.eager import RowLosses
 from impls.loss import check_call
-from impls.reduction import distribution, reduce, result_dtype
+from impls.shared.compile import compile_whole
+from impls.shared.reduction import distribution, reduce, result_dtype
 
 row_losses = compile_whole(RowLosses.apply)
 

@@ -5,7 +5,7 @@ With p = softmax(x), the loss of a row x whose target is y is -log p_y. Its deri
     d(-log p_y)/dx_j = p_j - [j = y]        because        log p_y = x_y - log Σ_k exp(x_k)
 
 Class weights and label smoothing only replace the one-hot [j = y] by another distribution q
-(``impls.reduction``):
+(``impls.shared.reduction``):
 
     loss = -Σ_j q_j log p_j        d loss/dx_j = (Σ_k q_k) p_j - q_j
 
@@ -15,7 +15,14 @@ The mean over n rows divides both by n: (softmax - one_hot) / n.
 import torch
 
 from impls.loss import check_call
-from impls.reduction import Q, accumulation_dtype, distribution, first_order, reduce, result_dtype
+from impls.shared.reduction import (
+    Q,
+    accumulation_dtype,
+    distribution,
+    first_order,
+    reduce,
+    result_dtype,
+)
 
 
 class RowLosses(torch.autograd.Function):

@@ -7,9 +7,9 @@ kept.
 
 import torch
 
-from impls import rows
 from impls.loss import check_call
-from impls.reduction import Q, distribution, first_order, reduce, result_dtype
+from impls.shared import rows
+from impls.shared.reduction import Q, distribution, first_order, reduce, result_dtype
 
 
 class RowLosses(torch.autograd.Function):

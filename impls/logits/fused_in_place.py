@@ -6,9 +6,9 @@ second backward, or another function's that needs them, raises.
 
 import torch
 
-from impls import rows
 from impls.loss import Support, check_call
-from impls.reduction import Q, distribution, first_order, reduce, result_dtype
+from impls.shared import rows
+from impls.shared.reduction import Q, distribution, first_order, reduce, result_dtype
 
 support = Support(overwrites_input=True)
 

@@ -3,7 +3,7 @@
 from liger_kernel.transformers.functional import liger_cross_entropy
 
 from impls.loss import UNTRACEABLE, check_call, triton_support
-from impls.reduction import result_dtype
+from impls.shared.reduction import result_dtype
 
 support = triton_support(
     overwrites_input=True,  # https://github.com/linkedin/Liger-Kernel/issues/272

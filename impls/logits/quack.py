@@ -3,7 +3,7 @@
 from quack.cross_entropy import cross_entropy as quack_cross_entropy
 
 from impls.loss import Support, check_call
-from impls.reduction import result_dtype
+from impls.shared.reduction import result_dtype
 
 support = Support(("cuda",), ("float32", "bfloat16", "float16"))
 

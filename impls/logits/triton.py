@@ -9,7 +9,7 @@ import torch
 
 from impls.kernels import cross_entropy_triton as kernel
 from impls.loss import check_call, triton_support
-from impls.reduction import distribution, first_order, norm, reduce, result_dtype
+from impls.shared.reduction import distribution, first_order, norm, reduce, result_dtype
 
 support = triton_support()
 

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import loss_parallel
 
 from impls.loss import Support, autocast, check_call
-from impls.reduction import check_range, first_order
-from impls.shards import slice_sizes
+from impls.shared.reduction import check_range, first_order
+from impls.shared.shards import slice_sizes
 
 of_one_class = {"sizes": "of one class, raises RuntimeError"}
 support = Support(

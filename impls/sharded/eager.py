@@ -14,8 +14,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from impls.loss import autocast, check_call
-from impls.reduction import accumulation_dtype, first_order, result_dtype
-from impls.shards import Shard, all_reduce, at_target, reduce, shard
+from impls.shared.reduction import accumulation_dtype, first_order, result_dtype
+from impls.shared.shards import Shard, all_reduce, at_target, reduce, shard
 
 
 class Replicated(torch.autograd.Function):

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from impls import rows
-from impls.chunks import multiply, tokens_a_chunk
 from impls.loss import autocast, check_call
-from impls.reduction import accumulation_dtype, first_order, result_dtype
-from impls.shards import Shard, all_reduce, at_target, reduce, shard
+from impls.shared import rows
+from impls.shared.chunks import multiply, tokens_a_chunk
+from impls.shared.reduction import accumulation_dtype, first_order, result_dtype
+from impls.shared.shards import Shard, all_reduce, at_target, reduce, shard
 
 
 class Row(NamedTuple):

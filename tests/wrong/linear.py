@@ -5,7 +5,7 @@ import functools
 import torch
 
 from impls.loss import autocast
-from impls.reduction import result_dtype
+from impls.shared.reduction import result_dtype
 
 BUGS = {
     "no_weight_gradient": ("options", "the classifier's weight has a gradient of zero"),

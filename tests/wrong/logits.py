@@ -1,6 +1,6 @@
 """One right loss of logits, and what makes it wrong, a line at a time.
 
-``BUGS`` names each bug, the property of ``tests.checks`` that must reject it, and what it is; one
+``BUGS`` names each bug, the property of ``tests.gate`` that must reject it, and what it is; one
 that shipped in a library bears its issue. ``cross_entropy(bug)`` is the loss that has it.
 """
 
@@ -8,7 +8,7 @@ import functools
 
 import torch
 
-from impls.reduction import result_dtype
+from impls.shared.reduction import result_dtype
 
 BUGS = {
     "zeros": ("options", "gradients of zero"),

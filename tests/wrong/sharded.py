@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 
 from impls.loss import autocast, check_call
-from impls.reduction import first_order, result_dtype
+from impls.shared.reduction import first_order, result_dtype
 
 BUGS = {
     "local_smoothing": ("options", "ε is spread over V_r classes, not V (Megatron 7452)"),

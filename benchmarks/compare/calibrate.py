@@ -1,0 +1,88 @@
+"""``python -m benchmarks calibrate``: how often is ``compare`` wrong here, and what can it see?"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.compare.cli import USER_ERRORS, add_cell, progress, workloads_of
+from benchmarks.compare.client import Server
+from benchmarks.compare.pairing import Cell, Comparison, Row, append
+from benchmarks.compare.targets import WORK_TREE
+from benchmarks.measure.availability import check_device, check_timeable
+
+SAME = {"base": WORK_TREE, "head": WORK_TREE}
+CELLS = ["logits.builtin", "logits.eager", "logits.fused", "linear.builtin"]
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse(argv)
+    import pandas as pd
+
+    from reports.analysis.calibration import calibration, markdown, record
+    from reports.analysis.verdicts import COLUMNS
+
+    constant = SAME | {"margin": arguments.margin}
+    rows: list[Row] = []
+    interrupted = False
+    try:
+        check_timeable()
+        check_device(arguments.device)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        for row in append(arguments.out, progress(same_against_same(arguments)), constant, COLUMNS):
+            rows.append(row)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        interrupted = True
+        print("\ninterrupted", file=sys.stderr)
+    pairs = pd.DataFrame(rows, columns=COLUMNS)
+    found = calibration(pairs, arguments.margin, [arguments.pairs, 5 * arguments.pairs])
+    print(f"{markdown(found)}\n\n{len(rows)} rows in {arguments.out}")
+    if interrupted:
+        return 130
+    record(found)
+    return 0
+
+
+def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
+    """Rows of the working tree's ``impls`` against themselves, each comparison begun afresh."""
+    from reports.analysis.verdicts import planted
+
+    cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
+    workloads = workloads_of(arguments.impl, arguments.workload, arguments.device)
+    for number in range(-(-arguments.comparisons // len(cells))):
+        with Server(arguments.device == "cuda") as server:
+            revisions = Comparison(server, SAME, arguments.dtype, arguments.device)
+            revisions.begin(arguments.impl)
+            revisions.give(workloads)
+            for name in arguments.impl:
+                revisions.prepare(name)
+            for pair in range(arguments.pairs):
+                at = number * arguments.pairs + pair
+                yield from revisions.pair(at, cells, planted(arguments.margin))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks calibrate",
+        description=f"{__doc__} The same code against itself, over and over, and what a slowdown "
+        "would have added to the same measurements. The table is kept in "
+        "reports/analysis/calibration.csv, from where `compare` quotes it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_cell(parser, ", ".join(CELLS))
+    parser.add_argument("--comparisons", type=int, default=200, help="in all cells together")
+    parser.add_argument("--pairs", type=int, default=8, help="of processes, in a comparison")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/out/calibration.csv"),
+        metavar="FILE",
+        help="the raw pairs, for `python -m reports calibration FILE`",
+    )
+    arguments = parser.parse_args(argv)
+    arguments.impl = arguments.impl or CELLS
+    arguments.passes = arguments.passes or ["forward_backward"]
+    return arguments

@@ -1,0 +1,220 @@
+"""Two revisions of ``impls``, measured in turn by live processes: raw pairs, for verdicts.
+
+A pair is a fresh set of processes, as each has a bias of its own: one of the base, one of the head,
+and two controls of the base, one of them with a planted slowdown. Each is forked from a process of
+its role, which has imported the revision and called the loss. These are four, not one a revision:
+else the head, the only one of its kind, is half a percent slower (docs/experiments, 0019). They are
+forked from one that has imported torch and holds the tensors, so that all read these at the same
+place. Processes are idle while another measures. They take turns call by call, in orders in which
+each comes after each of the others as often, and none after itself, which alone makes a call faster
+by a percent. Of short calls, a turn is a block of several, which counts as its fastest, since what
+disturbs a call only adds to it.
+"""
+
+import csv
+import filecmp
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import impls
+from benchmarks.compare.client import Process, Server, ask_all
+from benchmarks.compare.targets import export
+from benchmarks.measure import memory
+from benchmarks.measure.availability import Unmeasurable, tensors
+from benchmarks.ranks.pool import needs_ranks
+from benchmarks.workloads import Workload
+
+ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # of which revision
+TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # of a round each (Williams)
+BLOCK = 0.004  # seconds, if a call takes less
+SECONDS = 1.0  # about, of a pair for each cell
+MOST_ROUNDS = 60
+EXACT = ("peak_memory", "saved_memory")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one verdict is about."""
+
+    impl: str
+    pass_: str
+
+
+class Comparison:
+    """``base`` and ``head``, exported to the server's folder, and a process for each role."""
+
+    def __init__(self, server: Server, names: dict[str, str], dtype: str, device: str):
+        self.server, self.names, self.dtype, self.device = server, names, dtype, device
+        self.commits = {
+            role: export(revision, server.folder / role) for role, revision in names.items()
+        }
+        self.workloads: dict[str, str] = {}  # a level's
+        self.compiling = False
+        self.prepares = True
+        self.roles: dict[str, Process] = {}
+        self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
+
+    def changed(self) -> list[str]:
+        """The implementations of both that differ; all, if what they share does."""
+        base, head = (self.server.folder / role / "impls" for role in ("base", "head"))
+        both = [name for name in impls.names(head) if name in impls.names(base)]
+        both = [name for name in both if not needs_ranks(name)]
+        shared = {
+            str(file.relative_to(folder))
+            for folder in (base, head)
+            for pattern in ("*.py", "kernels/*.py", "shared/*.py")
+            for file in folder.glob(pattern)
+        }
+        if differing(base, head, shared - {"__main__.py"}):
+            return both
+        files = {name: str(Path(*name.split(".")).with_suffix(".py")) for name in both}
+        changed = differing(base, head, set(files.values()))
+        return [name for name in both if files[name] in changed]
+
+    def begin(self, impls: Iterable[str]) -> None:
+        """Have the server load torch's compiler, if a loss needs it: seconds, in which this process
+        can prepare what to ``give``."""
+        with ExitStack() as stack:
+            both = [stack.enter_context(self._fork(revision)) for revision in self.names]
+            self.compiling = any(
+                any(ask_all(both, "compiles", impl=impl, dtype=self.dtype)) for impl in impls
+            )
+        # To compile for CUDA would begin it, and what has begun CUDA cannot be forked. Nor, where
+        # torch is built for CUDA, can what has compiled for the CPU: the forks have no backward.
+        forkable = self.device == "cpu" and torch.version.cuda is None
+        self.prepares = forkable or not self.compiling
+        self.compiling = self.compiling and forkable
+        if self.compiling:
+            self.server.send("compile_once")
+
+    def give(self, workloads: Mapping[str, Workload]) -> None:
+        """Each level's tensors, before anything is measured. Raises ``Unmeasurable``."""
+        self.workloads = {level: chosen.name for level, chosen in workloads.items()}
+        for level, chosen in workloads.items():
+            given = tensors(chosen, level, self.dtype, self.device)
+            torch.save(given, self.server.folder / f"{level}.pt")
+            del given
+        memory.free_cache(self.device)
+        if self.compiling:
+            self.server.receive()
+        self.server.ask("give", device=self.device)
+        self.roles = {role: self._fork(of) for role, of in ROLES.items()}
+
+    def _fork(self, revision: str) -> Process:
+        return self.server.fork(self.names[revision], self.server.folder / revision)
+
+    def _cell(self, impl: str) -> Row:
+        level = impl.partition(".")[0]
+        return {"impl": impl, "workload": self.workloads[level], "dtype": self.dtype}
+
+    def prepare(self, impl: str) -> None:
+        """Have the process of each role import and compile it, if it can: its forks need not."""
+        if self.prepares:
+            ask_all(self.roles.values(), "prepare", impl=impl, dtype=self.dtype)
+
+    def exact(self, impl: str) -> list[Row]:
+        """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""
+        rows: list[Row] = []
+        # One after the other: the oracle needs much memory.
+        for role in self.names:
+            with self.roles[role].fork() as process:
+                found = process.ask("exact", impl=impl, dtype=self.dtype)
+                of_cell = process.ask("environment") | self._cell(impl) | {"role": role}
+            if "unmeasurable" in found:
+                raise Unmeasurable(f"{self.names[role]}: {found['unmeasurable']}")
+            rows += [
+                of_cell | {"metric": metric, "unit": "bytes", "value": found[metric]}
+                for metric in EXACT
+            ]
+            parts = zip(found["errors"], found["budgets"], strict=True)
+            worst = max(error / budget for error, budget in parts)
+            rows.append(of_cell | {"metric": "error", "unit": "of its budget", "value": worst})
+        return rows
+
+    def pair(self, number: int, cells: Iterable[Cell], slowdown: float) -> Iterator[Row]:
+        """The rows of a fresh set of processes; ``slowdown`` is the planted one."""
+        first = number % len(ROLES)  # to be the first is no merit
+        with ExitStack() as stack:
+            processes = {
+                role: stack.enter_context(self.roles[role].fork())
+                for role in [*ROLES][first:] + [*ROLES][:first]
+            }
+            answers = ask_all(processes.values(), "environment")
+            environments = dict(zip(processes, answers, strict=True))
+            for cell in cells:
+                for row in self._rounds(cell, number, processes, slowdown):
+                    yield environments[row["role"]] | row
+
+    def _rounds(
+        self, cell: Cell, number: int, processes: Mapping[str, Process], slowdown: float
+    ) -> Iterator[Row]:
+        """The rows of a cell: a block of each role, again and again."""
+        ask: Row = {"impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
+        ask_all(processes.values(), "warm_up", **ask)
+        one: Row = {"calls": 1, "slowdown": 0.0, "seed": 0}
+        call = self.calls.get(cell) or min(
+            min(process.ask("block", **ask, **one)) for process in processes.values()
+        )
+        calls = max(1, round(BLOCK / call))
+        rounds = round(SECONDS / (len(ROLES) * calls * call))
+        of_base = []
+        order = list(processes)
+        for round_ in range(max(len(TURNS), min(MOST_ROUNDS, rounds))):
+            seed = number * MOST_ROUNDS + round_
+            turns = [order[turn] for turn in TURNS[round_ % len(TURNS)]]
+            for position, role in enumerate(turns, len(order) * round_):
+                one = {"calls": calls, "slowdown": slowdown * (role == "planted"), "seed": seed}
+                block = min(processes[role].ask("block", **ask, **one))
+                if role == "base":
+                    of_base.append(block)
+                yield self._cell(cell.impl) | {
+                    **{"metric": cell.pass_, "unit": "ms", "role": role},
+                    **{"pair": number, "block": position, "value": 1e3 * block},
+                }
+        self.calls[cell] = statistics.median(of_base)
+
+
+def differing(base: Path, head: Path, files: set[str]) -> set[str]:
+    same, _, _ = filecmp.cmpfiles(base, head, files, shallow=False)
+    return files - set(same)
+
+
+def pairs(
+    comparison: Comparison,
+    cells: list[Cell],
+    slowdown: float,
+    budget: float,
+    decided: Callable[[list[Row]], set[Cell]],
+) -> Iterator[Row]:
+    """Rows of times until ``decided`` has every cell, or ``budget`` seconds a cell are over."""
+    rows: list[Row] = []
+    left, number = cells, 0
+    end = time.monotonic() + budget * len(cells)
+    while left and time.monotonic() < end:
+        for row in comparison.pair(number, left, slowdown):
+            rows.append(row)
+            yield row
+        number += 1
+        done = decided(rows)
+        left = [cell for cell in left if cell not in done]
+
+
+def append(path: Path, rows: Iterable[Row], constant: Row, columns: list[str]) -> Iterator[Row]:
+    """``rows`` again, each written to the CSV at ``path`` before the next is asked for."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for row in rows:
+            full = constant | row
+            writer.writerow(full)
+            file.flush()
+            yield full

@@ -1,0 +1,291 @@
+"""Processes that hold a revision of ``impls`` each, and measure when they are asked.
+
+``python -P -m benchmarks.compare.server FOLDER FD`` imports torch, and answers requests that come
+as JSON on its socket FD. It can be asked to fork: the new process answers on a socket of its own,
+which comes with the request. So a tree grows: from the process that has torch and the tensors, to a
+process for each role, which has its revision and the compiled losses, to those that measure.
+``benchmarks.compare.client`` asks.
+"""
+
+import json
+import os
+import random
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# Once here, and not in each process: what benchmarks need, and what the first backward imports.
+import psutil
+import torch
+import torch.fx.experimental.symbolic_shapes
+from torch import Tensor
+
+from benchmarks.environment.description import comparable
+from benchmarks.measure import memory, timers
+
+PADDING = 64, 2**20  # bytes, and how many of these at the most
+HEAP = 8, 1 / 8  # times the tensors' bytes, but no more than this share of what is free
+
+
+class Worker:
+    def __init__(self, folder: Path, cores: set[int]):
+        self.folder, self.cores = folder, cores
+        self.device = "cpu"
+        self.given: dict[str, dict[str, Tensor]] = {}  # by level
+        self.steps: dict[tuple[str, str], Any] = {}
+        self.device_times: timers.Calls | None = None  # on CUDA
+        self.random = random.Random()
+        self.padding: Tensor | None = None
+
+    def give(self, device: str) -> None:
+        """Take the tensors that the folder holds, a file a level.
+
+        Before any fork, so that all read them at the same place, and never on a device: CUDA does
+        not survive a fork.
+        """
+        self.device = device
+        self.given = {
+            file.stem: torch.load(file, map_location="cpu") for file in self.folder.glob("*.pt")
+        }
+
+    def step(self, impl: str, dtype: str) -> Any:
+        if (impl, dtype) not in self.steps:
+            self.steps[impl, dtype] = self.new_step(impl, dtype)
+        return self.steps[impl, dtype]
+
+    def new_step(self, impl: str, dtype: str) -> Any:
+        from benchmarks.measure.availability import load
+        from benchmarks.measure.step import Step
+
+        loss = load(impl, dtype, self.device)
+        given = {name: tensor.to(self.device) for name, tensor in self.given[loss.level].items()}
+        self.given[loss.level] = given  # on the device, they are for the next step too
+        return Step(loss, given)
+
+    def environment(self) -> dict[str, Any]:
+        return comparable(self.device)
+
+    def compiles(self, impl: str, dtype: str) -> bool:
+        """Whether the loss calls ``torch.compile`` when it is imported.
+
+        It does not compile, here: the real one imports its compiler, which takes seconds.
+        """
+        from benchmarks.measure.availability import load
+
+        with mock.patch("torch.compile", side_effect=uncompiled) as compile_:
+            with suppress(*cannot()):  # exact says so
+                load(impl, dtype, self.device)
+            return compile_.called
+
+    def compile_once(self) -> None:
+        """Have torch.compile load what it needs: most of the time that it takes at first."""
+        with suppress(Exception):  # where CPU code cannot be compiled, CUDA's may be
+            in_thread(compile_something)
+
+    def prepare(self, impl: str, dtype: str) -> None:
+        """Import the loss and call it, so that a fork of this process need not compile it.
+
+        On CUDA each fork has to: what has used a GPU cannot be forked.
+        """
+
+        def first_call() -> None:
+            with self.unbound():
+                self.new_step(impl, dtype).forward_backward()
+
+        if self.device == "cpu":
+            with suppress(*cannot()):  # exact says so
+                in_thread(first_call)
+
+    def exact(self, impl: str, dtype: str) -> dict[str, Any]:
+        """What has no noise: bytes, and how far the gradients are off, and may be."""
+        try:
+            step = self.step(impl, dtype)
+        except cannot() as reason:
+            return {"unmeasurable": str(reason)}
+        expected = step.expected()
+        return {
+            "errors": step.errors(expected),
+            "budgets": step.budgets(expected, dtype),
+            "peak_memory": memory.peak_memory(step.forward_backward, self.device),
+            "saved_memory": memory.saved_memory(step.forward, self.device),
+        }
+
+    def warm_up(self, impl: str, dtype: str, pass_: str) -> None:
+        """A call that does not count, and may compile: many processes do so at the same time.
+
+        That is why it runs on any core. Calls that count run on one, the same for all processes.
+        """
+        with self.unbound():
+            self.fill(impl.partition(".")[0])
+            step = self.step(impl, dtype)
+            self.call(step, pass_, slowdown=0.0)
+            if self.device == "cuda":
+                self.device_times = timers.Calls(lambda: self.run_of(step, pass_))
+
+    @contextmanager
+    def unbound(self) -> Iterator[None]:
+        """This thread on any core, for a while, and not on that to which OpenMP binds it."""
+        if not self.cores:
+            yield
+            return
+        bound = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, bound)
+
+    def fill(self, level: str) -> None:
+        """Write to as much memory as a loss may come to need, and free it, for it to be used again.
+
+        The first to touch a page waits for the system and, on a virtual machine, for its host: with
+        large ones a call can take half as long again.
+        """
+        times, share = HEAP
+        needed = times * sum(tensor.nbytes for tensor in self.given[level].values())
+        padding, most = PADDING  # what a loss allocates is moved by that
+        free = share * memory.free_bytes(self.device)
+        size = min(needed + padding * most, int(free))
+        torch.empty(size, dtype=torch.uint8, device=self.device).fill_(0)
+
+    def block(
+        self, impl: str, dtype: str, pass_: str, calls: int, slowdown: float, seed: int
+    ) -> list[float]:
+        """Seconds of each of ``calls``, each of which is drawn out by ``slowdown`` of its time.
+
+        Where what a loss allocates lies in memory can be a tenth of its time. It is ``seed``'s to
+        say: two processes of the same code that are asked the same, in the same order, have it
+        alike, and over many blocks it is everywhere.
+        """
+        step = self.step(impl, dtype)
+        self.random.seed(seed)
+        size, most = PADDING
+        self.padding = None
+        self.padding = torch.empty(size * self.random.randrange(most), dtype=torch.uint8)
+        return [self.call(step, pass_, slowdown) for _ in range(calls)]
+
+    def call(self, step: Any, pass_: str, slowdown: float) -> float:
+        if self.device_times is not None:
+            return self.device_times.seconds(slowdown)
+        pass_of_step = self.run_of(step, pass_)
+
+        def run() -> Any:
+            start = time.perf_counter()
+            result = pass_of_step()
+            if slowdown:
+                now = time.perf_counter()
+                until = now + slowdown * (now - start)
+                while time.perf_counter() < until:
+                    pass
+            return result
+
+        return timers.seconds(run, self.device)
+
+    def run_of(self, step: Any, pass_: str) -> Callable[[], Any]:
+        """What is timed. Before a "backward" its forward is made, and not timed."""
+        if pass_ != "backward":
+            return getattr(step, pass_)
+        made: Any = step.forward()
+        return lambda: step.backward(made)
+
+
+def uncompiled(model: Any = None, **_: Any) -> Any:
+    """What ``torch.compile`` is given; without it, a decorator, as that one then is."""
+    return (lambda model: model) if model is None else model
+
+
+def cannot() -> tuple[type[Exception], ...]:
+    """What is raised where a loss does not run."""
+    from benchmarks.measure.availability import (
+        Unmeasurable,  # this imports impls, which is there since a fork
+    )
+    from impls import UnknownImplementation
+
+    return Unmeasurable, UnknownImplementation
+
+
+def in_thread(run: Callable[[], None]) -> None:
+    """``run()`` in a thread of its own, whose OpenMP threads end with it.
+
+    A fork has only the thread that forks: were these that one's, it would wait for them for ever.
+    """
+    before = psutil.Process().num_threads()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(run).result()
+    for _ in range(100):  # a moment later, that is; but threads that it began for good stay
+        if psutil.Process().num_threads() <= before:
+            break
+        time.sleep(1e-3)
+
+
+def compile_something() -> None:
+    class Square(torch.autograd.Function):  # for one of these, as losses are, it loads most
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return grad * 2 * x
+
+    x = torch.ones(8, requires_grad=True)
+    torch.compile(lambda x: Square.apply(x).sum())(x).backward()
+
+
+def serve(channel: socket.socket, worker: Worker) -> None:
+    """Answer requests until the channel is closed; a fork answers those on its own."""
+    while True:
+        message, fds, _, _ = socket.recv_fds(channel, 2**16, 1)
+        if not message:
+            return
+        request = json.loads(message)
+        do = request.pop("do")
+        answer: dict[str, Any] = {"answer": None}
+        if do == "fork":
+            reap()
+            if os.fork() == 0:
+                channel.close()
+                channel = socket.socket(fileno=fds[0])
+                if request["source"]:  # an impls, of which none was imported before
+                    sys.path.insert(0, request["source"])
+                continue
+            os.close(fds[0])
+        else:
+            try:
+                answer = {"answer": getattr(worker, do)(**request)}
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+        channel.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def reap() -> None:
+    """Let go of the forks that have ended."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def main(folder: str, fd: str) -> None:
+    os.dup2(2, 1)  # what a loss prints is no answer
+    first = os.getpid()
+    # Those that the process which asks may use: this one is bound to one of them.
+    linux = hasattr(os, "sched_getaffinity")
+    cores = os.sched_getaffinity(os.getppid()) if linux else set()
+    serve(socket.socket(fileno=int(fd)), Worker(Path(folder), cores))
+    if os.getpid() != first:
+        os._exit(0)
+    # Who asked kills this process when it is done: it is only here if that one was killed itself.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,97 @@
+"""What it takes to measure a loss here: its device, its dtype, and the memory for its tensors."""
+
+import torch
+from torch import Tensor
+
+import impls
+from benchmarks.measure import oracle
+from benchmarks.measure.memory import free_bytes
+from benchmarks.ranks import torchrun
+from benchmarks.workloads import Workload
+from impls.loss import INTERPRETED
+
+
+class Unmeasurable(Exception):
+    """What was asked for cannot be measured here; the message says why."""
+
+
+def check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Unmeasurable("there is no CUDA device here")
+    if device == "cuda" and (ranks := torchrun.ranks_here()) > (gpus := torch.cuda.device_count()):
+        raise Unmeasurable(f"there are {ranks} ranks here, and {gpus} CUDA devices")
+
+
+def check_timeable() -> None:
+    if INTERPRETED:
+        raise Unmeasurable("TRITON_INTERPRET is set: its interpreter shows values, not times")
+
+
+def load(name: str, dtype: str, device: str) -> impls.Loss:
+    """The implementation ``name``. Raises ``Unmeasurable`` if it does not run so here."""
+    check_device(device)
+    return load_for(name, dtype, device)
+
+
+def load_for(name: str, dtype: str, device: str) -> impls.Loss:
+    """The implementation ``name``, be there such a device here or not.
+
+    Raises ``Unmeasurable`` if it does not run so.
+    """
+    try:
+        loss = impls.load(name)
+    except impls.Unavailable as error:
+        raise Unmeasurable(f"{name} {error}") from error
+    for kind, wanted, supported in (
+        ("device", device, loss.support.devices),
+        ("dtype", dtype, dtypes_on(loss.support, device)),
+    ):
+        if wanted not in supported:
+            raise Unmeasurable(f"{name} has no {kind} {wanted}, only {', '.join(supported)}")
+    return loss
+
+
+def dtypes_on(support: impls.Support, device: str) -> tuple[str, ...]:
+    """The dtypes that a loss takes on ``device``.
+
+    compare and asv measure ``impls`` of older revisions, whose ``Support`` has no method for it.
+    """
+    return support.dtypes_on(device) if hasattr(support, "dtypes_on") else support.dtypes
+
+
+def tensors(found: Workload, level: str, dtype: str, device: str) -> dict[str, Tensor]:
+    """The workload's tensors. Raises ``Unmeasurable`` if free memory would not do."""
+    # Ranks share the CPU's memory. The first one's oracle is of the whole weight.
+    shared = torchrun.world_size() if device == "cpu" else 1
+    needed, free = shared * bytes_needed(found, level, dtype), free_bytes(device)
+    if torchrun.largest(needed - free) > 0:
+        raise Unmeasurable(
+            f"{found.name} in {dtype} at level {level} may need {needed / 2**30:.1f} GiB of "
+            f"{device} memory, {free / 2**30:.1f} GiB are free; NAME@N takes N tokens"
+        )
+    return found.tensors(level, dtype, device, torchrun.rank(), torchrun.world_size())
+
+
+def bytes_needed(workload: Workload, level: str, dtype: str) -> int:
+    """What measuring the builtin loss holds at once, with the tensors that all losses share.
+
+    A loss that needs more fails alone.
+    """
+    item = torch.finfo(getattr(torch, dtype)).bits // 8
+    logits, arguments = (
+        workload.tokens * workload.vocab,
+        (workload.tokens + workload.vocab) * workload.hidden,
+    )
+    if level == "logits":
+        made = 4 * arguments + (4 + item) * logits
+        # The input, a copy for a loss that overwrites it, and the oracle's gradient. Builtin's
+        # log-probabilities, their gradient, and that of the logits.
+        held = (2 * item + 8 + 3 * item) * logits
+    else:
+        made = (4 + item) * arguments
+        # The arguments, and in float64 these, their gradients and those of a chunk of tokens;
+        # of the logits as above, themselves, and those of the limit.
+        chunked = workload.tokens > oracle.rows(workload.vocab)
+        held = (item + 16 + 8 * chunked) * arguments + 5 * item * logits
+    # Of a chunk of logits in float64, the oracle and its distances hold six at once.
+    return max(made, held + 6 * 8 * min(logits, max(oracle.CHUNK, workload.vocab)))

@@ -1,0 +1,114 @@
+"""A loss in a training step: what is measured, and whether it is right."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+import impls
+from benchmarks.measure import oracle
+from benchmarks.ranks import torchrun
+
+PASSES = ("forward", "backward", "forward_backward", "forward_backward_unit")
+
+
+class Step:
+    """A loss as a training step calls it, mean over the tokens: ``forward``, then ``backward``."""
+
+    def __init__(self, loss: impls.Loss, tensors: Mapping[str, Tensor]):
+        self.loss = loss
+        self.name = loss.name
+        self.given = tensors
+        self.tensors = self.own()
+        self.leaves = [
+            self.tensors[name].requires_grad_() for name in oracle.DIFFERENTIABLE if name in tensors
+        ]
+        # Not one: an implementation that ignores the upstream gradient must show.
+        self.grad = torch.full((), 0.75, dtype=self.leaves[0].dtype, device=self.leaves[0].device)
+
+    def own(self) -> dict[str, Tensor]:
+        """The tensors to call the loss with: of an input that it overwrites, a copy."""
+        if not self.loss.support.overwrites_input:
+            return dict(self.given)
+        return {**self.given, "input": self.given["input"].detach().clone()}
+
+    def forward(self) -> Tensor:
+        return self.loss.fn(**self.tensors)
+
+    def backward(self, loss: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, self.leaves, self.grad)
+
+    def forward_backward(self) -> tuple[Tensor, ...]:
+        return self.backward(self.forward())
+
+    def forward_backward_unit(self) -> tuple[Tensor, ...]:
+        """Both with an upstream gradient of exactly 1, as ``loss.backward()`` gives.
+
+        With it, some losses need not multiply their gradients.
+        """
+        return torch.autograd.grad(self.forward(), self.leaves)
+
+    def expected(self) -> dict[str, Tensor]:
+        """The oracle's value and gradients for these tensors."""
+        return oracle.expected_mean(self.loss.level, self.given, self.grad)
+
+    def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
+        """The largest relative error of a gradient; of logits, also that apart from the targets.
+
+        A target's entry is near -1 where the others are 1/V: alone it hides them from a norm.
+        """
+        actual = oracle.evaluate(self.loss.fn, self.own(), self.grad)
+        errors = [worst(actual, expected)]
+        if self.loss.level == "logits":
+            targets = self.given["target"]
+            errors.append(oracle.error(actual["input"], expected["input"], left_out=targets))
+        return errors
+
+    def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
+        """What is allowed of each of ``errors``: the builtin loss's own decide it."""
+        native = Step(impls.load(f"{self.loss.level}.builtin"), self.given)
+        return [oracle.budget(error, dtype) for error in native.errors(expected)]
+
+
+def worst(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """The largest relative error of a gradient."""
+    names = [name for name in oracle.DIFFERENTIABLE if name in actual]
+    return max(oracle.error(actual[name], expected[name]) for name in names)
+
+
+class ShardedStep(Step):
+    """A step of one rank, which holds a slice of ``linear_weight``.
+
+    An error is the largest of any rank's, and compared with that of the same slice of what the
+    builtin loss makes of the whole weight.
+    """
+
+    def expected(self) -> dict[str, Tensor]:
+        return self.of_whole(lambda whole: oracle.expected_mean("linear", whole, self.grad))
+
+    def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
+        return [torchrun.largest(error) for error in super().errors(expected)]
+
+    def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
+        builtin = impls.load("linear.builtin").fn
+        native = self.of_whole(lambda whole: oracle.evaluate(builtin, whole, self.grad))
+        return [oracle.budget(torchrun.largest(worst(native, expected)), dtype)]
+
+    def of_whole(
+        self, evaluate: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What the first rank makes of the whole weight; of that weight's gradient, the slice."""
+        slices, parts = torchrun.gather(self.given["linear_weight"]), None
+        if slices is not None:
+            weight = torch.cat(slices).to(self.grad.device)
+            made = evaluate({**self.given, "linear_weight": weight})
+            made = {name: tensor.cpu() for name, tensor in made.items()}
+            rows = made["linear_weight"].split([len(slice_) for slice_ in slices])
+            parts = [{**made, "linear_weight": of_rank.clone()} for of_rank in rows]
+        mine = torchrun.scatter(parts)
+        return {name: tensor.to(self.grad.device) for name, tensor in mine.items()}
+
+
+def step_of(loss: impls.Loss, tensors: Mapping[str, Tensor]) -> Step:
+    """The step of ``loss`` at its level."""
+    return (ShardedStep if loss.level == "sharded" else Step)(loss, tensors)

@@ -1,0 +1,106 @@
+"""Times of calls: by the host's clock in seconds, on a GPU by the device's in milliseconds."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.measure import torch_compat
+from benchmarks.ranks import torchrun
+
+FLUSHED = 2**28  # bytes that are written before a sample, at least
+CYCLES = 3_000_000  # of the device's clock in a millisecond: no GPU's clock is faster
+# How long the device waits before a call: twice what the host needs to launch it and half a
+# millisecond. But no longer than this: a loss that waits for the device gains nothing by it.
+LONGEST = 20.0
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(run: Callable[[], Any], device: str) -> float:
+    """Wall-clock time of ``run()`` on an otherwise idle device; what it returns is freed after.
+
+    All ranks begin together, as each has agreed to the last number.
+    """
+    torchrun.largest(0.0)
+    synchronize(device)
+    start = time.perf_counter()
+    result = run()
+    synchronize(device)
+    elapsed = time.perf_counter() - start
+    del result
+    return torchrun.largest(elapsed)
+
+
+class EventTimer:
+    """Device time of calls, by CUDA events around each.
+
+    Before each call the timer fills the L2 cache with other data. Then the device spins until the
+    host has launched the whole call, so gaps between launches do not count. A loss that waits for
+    the device inside its call cannot be launched ahead. Its time contains the host's time, as in a
+    training step.
+    """
+
+    def __init__(self) -> None:
+        l2 = torch.cuda.get_device_properties().L2_cache_size
+        self.scratch = torch.empty(max(FLUSHED, 2 * l2), dtype=torch.uint8, device="cuda")
+
+    def milliseconds(self, run: Callable[[], Any], host: float) -> float:
+        """Device time of ``run()``, which the host needs ``host`` milliseconds to launch."""
+        torchrun.largest(0.0)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.scratch.fill_(0)
+        torch_compat.spin(int(CYCLES * min(2 * host + 0.5, LONGEST)))
+        start.record()
+        result = run()
+        end.record()
+        torch.cuda.synchronize()
+        del result
+        return torchrun.largest(start.elapsed_time(end))
+
+
+def launch(run: Callable[[], Any]) -> float:
+    """Host time from the call of ``run()`` to its return, on an idle device.
+
+    If a loss waits for the device inside its call, the wait counts.
+    """
+    torchrun.largest(0.0)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = run()
+    elapsed = time.perf_counter() - start
+    torch.cuda.synchronize()
+    del result
+    return torchrun.largest(1e3 * elapsed)
+
+
+class Calls:
+    """Device time of calls of one step, some of them drawn out, for ``compare``.
+
+    ``prepared()`` does what is not timed, and returns the call that is.
+    """
+
+    def __init__(self, prepared: Callable[[], Callable[[], Any]]) -> None:
+        self.prepared = prepared
+        self.timer = EventTimer()
+        self.host = min(launch(prepared()) for _ in range(3))
+        self.usual = min(self.timer.milliseconds(prepared(), self.host) for _ in range(5))
+        spins = (self.timer.milliseconds(lambda: torch_compat.spin(CYCLES), 0) for _ in range(3))
+        self.cycles = CYCLES / min(spins)  # in a millisecond
+
+    def seconds(self, slowdown: float) -> float:
+        """Seconds of a call, drawn out by ``slowdown`` of its usual time."""
+        run = self.prepared()
+        spin = int(slowdown * self.usual * self.cycles)
+
+        def drawn_out() -> Any:
+            result = run()
+            if spin:
+                torch_compat.spin(spin)
+            return result
+
+        return self.timer.milliseconds(drawn_out, self.host) / 1000

@@ -1,0 +1,130 @@
+"""The torch APIs of the harness that are private, or that torch versions differ in.
+
+No other module of ``benchmarks`` or ``tests`` calls one. Those that ``impls`` needs are in
+``impls.shared.compile``. ``tests/benchmarks/measure/test_torch_compat.py`` has a test of each. It
+fails where a torch lacks an API or means something else by it. What is slow to import is imported
+when it is called.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._profiler import _EventType
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses import DynamicOutputShapeException
+from torch._subclasses import FakeTensorMode as FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.autograd.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
+
+# Read when the profiler is first used: without it, two lines on stderr at each use.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+# What a fake tensor raises where the result, or its shape, depends on elements that it lacks.
+DATA_DEPENDENT_ERRORS = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+def allocator_events(run: Callable[[], Any]) -> list[tuple[int, int]]:
+    """Address and bytes of each block that torch's CPU allocator gives out in ``run()``.
+
+    In the order of time. Of a block that it takes back the bytes are negative. What ``run`` returns
+    is alive at the end. ``torch.profiler`` shows sums of these events, not the events.
+    """
+    # Not that of torch.profiler: it imports torch._inductor, which takes seconds, for nothing here.
+    with profile(profile_memory=True, use_kineto=True) as profiler:
+        result = run()
+    del result
+    events, queue = [], list(profiler.kineto_results.experimental_event_tree())
+    while queue:
+        event = queue.pop()
+        queue.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            events.append(event)
+    blocks = [event.extra_fields for event in sorted(events, key=lambda one: one.start_time_ns)]
+    return [(block.ptr, block.alloc_size) for block in blocks]
+
+
+def spin(cycles: int) -> None:
+    """Have the current CUDA stream wait for so many cycles of the device's clock.
+
+    torch has no public call that keeps a stream busy for a given time.
+    """
+    torch.cuda._sleep(cycles)
+
+
+def schema_of(func: Any) -> Any:
+    """The schema of an operator: its name, and of each argument whether the operator changes it."""
+    return func._schema
+
+
+def flop_formula(func: Any) -> Callable[..., int] | None:
+    """The formula of ``torch.utils.flop_counter`` for an operator; None if it counts none.
+
+    The table of formulas is not documented, and its keys are private.
+    """
+    from torch.utils.flop_counter import flop_registry
+
+    return flop_registry.get(func._overloadpacket)
+
+
+def python_body(func: Any) -> Callable[..., Any] | None:
+    """The function that ``torch.library.custom_op`` decorated; None of any other operator."""
+    custom = OPDEFS.get(func._schema.name)
+    return None if custom is None else custom._init_fn
+
+
+def storage_id(tensor: Tensor) -> int:
+    """A number that tensors share if they share memory. The address of a fake one is always 0."""
+    return tensor.untyped_storage()._cdata
+
+
+def memory_tracker() -> type[Any]:
+    """torch's ``MemTracker``: a mode that follows which tensors are alive, of fake ones too.
+
+    A function, not a name: asv takes the class's ``track_external`` for a benchmark.
+    """
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    return MemTracker
+
+
+def bytes_held(tracker: Any, when: str = "current") -> int:
+    """Bytes of all tensors that a ``MemTracker`` sees alive: "current", or at the "peak"."""
+    return sum(of_device["Total"] for of_device in tracker.get_tracker_snapshot(when).values())
+
+
+def fake_store() -> Any:
+    """The store of the process group "fake", whose collectives do nothing. Brings in the group."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    return FakeStore()
+
+
+def wait(result: Any) -> None:
+    """Wait for a collective, given what its operator returned.
+
+    The operators of "_c10d_functional" return a tensor; those of "c10d" the work, alone or last.
+    """
+    if isinstance(result, Tensor):
+        torch.ops._c10d_functional.wait_tensor(result)
+    else:
+        work = result[-1] if isinstance(result, tuple | list) else result
+        torch.distributed.Work.unbox(work).wait()
+
+
+def work_of(future: Any) -> Any:
+    """What an operator of "c10d" returns as its work: this one is done when the future is."""
+    from torch._C._distributed_c10d import _create_work_from_future
+
+    return _create_work_from_future(future).boxed()
+
+
+def compiled_graphs() -> int:
+    """How many graphs ``torch.compile`` has compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]

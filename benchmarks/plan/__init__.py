@@ -1,0 +1,1 @@
+"""What each implementation would need at any size, found on tensors without elements."""

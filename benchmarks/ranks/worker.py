@@ -1,0 +1,170 @@
+"""One rank of ``benchmarks.ranks.pool``: a process that runs the functions it is sent.
+
+A function is called with its ``Rank`` and with what it was sent for, and what it returns or raises
+is sent back. ``forward`` and ``backward`` are two such, of a sharded loss: between them the rank
+keeps the graph.
+"""
+
+import functools
+import pickle
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import impls
+
+START = timedelta(seconds=120)
+SLICED = ("linear_weight", "linear_bias", "weight")
+
+
+@dataclass(eq=False)
+class Call:
+    """A call of a sharded loss, as all its ranks are sent it: what they share and slice."""
+
+    number: int
+    impl: str
+    sizes: list[int] | None  # of each rank's slice; None hands each rank the whole
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+    needed: list[str]  # the tensors whose gradients are wanted
+    autocast: torch.dtype | None
+    compiled: bool  # in a torch.compile of the caller's
+    stance: str  # torch.compiler.set_stance's, for what the loss itself compiles
+
+    def slice(self, name: str, rank: int) -> Tensor:
+        if self.sizes is None or name not in SLICED:
+            return self.tensors[name]
+        start = sum(self.sizes[:rank])
+        return self.tensors[name][start : start + self.sizes[rank]]
+
+
+@dataclass
+class Kept:
+    """What a rank keeps for the backward of a call."""
+
+    call: Call
+    value: Tensor
+    leaves: dict[str, Tensor]
+
+
+@dataclass
+class Rank:
+    """What a function runs on: ``groups[k]`` is that of the first k ranks."""
+
+    number: int
+    device: torch.device
+    groups: dict[int, Any] = field(default_factory=dict)
+    kept: dict[int, Kept] = field(default_factory=dict)
+    # Tensors that must stay as they are, with a copy of each.
+    watched: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def watch(self, tensors: dict[str, Tensor]) -> None:
+        self.watched |= {name: (t.detach(), t.detach().clone()) for name, t in tensors.items()}
+
+    def check_watched(self) -> None:
+        for name, (tensor, copy) in self.watched.items():
+            if not same(tensor, copy):
+                raise AssertionError(f"{name} is overwritten on rank {self.number}")
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether they are alike in every element; nan is like nan."""
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+@functools.cache
+def load(impl: str) -> impls.Loss:
+    return impls.load(impl)
+
+
+def forward(rank: Rank, k: int, call: Call, alive: Collection[int]) -> Tensor:
+    """The value of ``call``; of the calls before it, the graphs of those ``alive`` are kept."""
+    rank.kept = {number: kept for number, kept in rank.kept.items() if number in alive}
+    rank.check_watched()  # by this call's predecessors, since they answered
+    loss = load(call.impl)
+    tensors = {name: call.slice(name, rank.number).to(rank.device) for name in call.tensors}
+    leaves = {name: tensors[name].detach().requires_grad_() for name in call.needed}
+    own = ("input",) if loss.support.overwrites_input else ()
+    rank.watched.clear()
+    rank.watch({name: tensor for name, tensor in tensors.items() if name not in own})
+    fn = torch.compile(loss.fn, backend="aot_eager") if call.compiled else loss.fn
+    cast = torch.autocast(rank.device.type, call.autocast, enabled=call.autocast is not None)
+    stance = torch.compiler.set_stance(call.stance)
+    with stance, cast, torch.set_grad_enabled(bool(leaves)):
+        value = fn(**tensors | leaves, **call.options, group=rank.groups[k])
+    if value.requires_grad != bool(leaves):
+        raise AssertionError(f"requires_grad of the value is {value.requires_grad}")
+    rank.check_watched()
+    if leaves:
+        rank.kept[call.number] = Kept(call, value, leaves)
+    return value.detach()
+
+
+def backward(
+    rank: Rank, k: int, number: int, upstream: Tensor, create_graph: bool
+) -> dict[str, Tensor]:
+    """The gradients of that call, of the slices those of this rank."""
+    kept = rank.kept[number]
+    with torch.compiler.set_stance(kept.call.stance):
+        grads = torch.autograd.grad(
+            kept.value,
+            tuple(kept.leaves.values()),
+            upstream.to(rank.device),
+            retain_graph=not kept.call.compiled,  # which torch.compile cannot have
+            create_graph=create_graph,
+        )
+    if any(grad.requires_grad for grad in grads):
+        raise RuntimeError("second derivatives cannot be sent from process to process")
+    rank.check_watched()
+    named = dict(zip(kept.leaves, grads, strict=True))
+    rank.watch({f"the gradient of {name}": grad for name, grad in named.items()})
+    return named
+
+
+def main(number: str, world_size: str, folder: str, timeout: str, device: str, fd: str) -> None:
+    """Answer requests until the channel is closed."""
+    torch.set_num_threads(1)
+    own = torch.device("cuda", int(number)) if device == "cuda" else torch.device("cpu")
+    if device == "cuda":
+        torch.cuda.set_device(own)  # NCCL and kernels use the current device
+    rank = Rank(int(number), own)
+    store = dist.FileStore(f"{folder}/store", int(world_size))
+    store.set(f"{number} is there", "")
+    # Until all have imported torch; the timeout is of what they do from then on.
+    store.wait([f"{other} is there" for other in range(int(world_size))], START)
+    within = timedelta(seconds=float(timeout))
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=store,
+        rank=rank.number,
+        world_size=int(world_size),
+        timeout=within,
+    )
+    counts = range(1, int(world_size) + 1)
+    rank.groups = {k: dist.new_group(range(k), timeout=within) for k in counts}
+    channel = Connection(int(fd))
+    channel.send_bytes(pickle.dumps("ready"))
+    with suppress(EOFError):
+        while True:
+            channel.send_bytes(answer(rank, channel.recv_bytes()))
+    # Who asked kills this process when it is done: it is only here if that one was killed itself.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def answer(rank: Rank, request: bytes) -> bytes:
+    try:
+        function, k, arguments = pickle.loads(request)
+        return pickle.dumps(function(rank, k, *arguments))
+    except Exception as error:
+        with suppress(Exception):  # of some, pickle cannot make a copy
+            pickle.loads(sent := pickle.dumps(error))
+            return sent
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,1 @@
+"""All implementations in turn, now, on this machine."""

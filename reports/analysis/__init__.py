@@ -1,0 +1,1 @@
+"""What the numbers say: intervals, verdicts, change points, calibration, the pick."""

@@ -1,0 +1,135 @@
+"""What verdicts are worth on a machine: the same code, measured against itself over and over."""
+
+import bisect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from reports.analysis.verdicts import CELL, ENVIRONMENT, PAIRS, effects, log_ratios, proven
+
+TABLE = Path(__file__).with_suffix(".csv")  # what is known, of each machine
+POWER = 0.95
+CHANGES = np.arange(0.0025, 0.2, 0.0025)
+
+
+def calibration(rows: pd.DataFrame, margin: float, at_most: Sequence[int]) -> pd.DataFrame:
+    """Of raw pairs of the same code, a row for each number of pairs and cell, and for all cells.
+
+    The pairs of a cell are cut into comparisons of ``at_most`` pairs, each of which ends as it
+    would have: at its first verdict, or without one. ``false`` counts those called regressed or
+    improved; ``false_below`` is the one-sided 95 % upper bound of their rate. ``seen`` is the
+    smallest slowdown that ``POWER`` of them call regressed if it is added to what was measured, in
+    steps of 0.25 %; nan if none is. ``scatter`` is the standard deviation of a pair's log-ratio, by
+    its median absolute deviation, as a few pairs are disturbed.
+    """
+    cells = {cell: log_ratios(of) for cell, of in rows.groupby(CELL, sort=False)}
+    environment = rows[ENVIRONMENT].drop_duplicates().to_dict("records")
+    out = []
+    for pairs in at_most:
+        parts = {cell: cut(logs, pairs) for cell, logs in cells.items()}
+        parts["", "", "all", ""] = [part for of_cell in parts.values() for part in of_cell]
+        out += [
+            {**dict(zip(CELL, cell, strict=True)), "margin": margin, "at_most": pairs}
+            | worth(of_cell, margin)
+            for cell, of_cell in parts.items()
+            if of_cell
+        ]
+    return pd.DataFrame(out).assign(**(environment[0] if len(environment) == 1 else {}))
+
+
+def cut(logs: pd.DataFrame, pairs: int) -> list[pd.DataFrame]:
+    """Whole comparisons of ``pairs`` pairs."""
+    return [logs.iloc[end - pairs : end] for end in range(pairs, len(logs) + 1, pairs)]
+
+
+def worth(comparisons: list[pd.DataFrame], margin: float) -> dict[str, float]:
+    every = pd.concat(comparisons)
+    verdicts, pairs = zip(*(ended(logs, margin) for logs in comparisons), strict=True)
+    false = sum(verdict in ("regressed", "improved") for verdict in verdicts)
+
+    def power(change: float) -> float:
+        slower = [logs.assign(head=logs["head"] + np.log1p(change)) for logs in comparisons]
+        return float(np.mean([ended(logs, margin)[0] == "regressed" for logs in slower]))
+
+    seen = bisect.bisect_left(CHANGES, POWER, key=power)
+    return {
+        "comparisons": len(verdicts),
+        "false": false,
+        "false_below": upper_bound(false, len(verdicts)),
+        "equivalent": verdicts.count("equivalent"),
+        "undecided": verdicts.count("inconclusive") + verdicts.count("unproven"),
+        "pairs": float(np.median(pairs)),
+        "scatter": float(stats.median_abs_deviation(every["head"], scale="normal")),
+        "seen": float(CHANGES[seen]) if seen < len(CHANGES) else np.nan,
+    }
+
+
+def upper_bound(false: int, comparisons: int) -> float:
+    """The one-sided 95 % upper bound of a rate (Clopper and Pearson): 1.49 % for 0 of 200."""
+    return float(stats.binomtest(false, comparisons, alternative="less").proportion_ci().high)
+
+
+def ended(logs: pd.DataFrame, margin: float) -> tuple[str, int]:
+    """The verdict at which a comparison of these pairs ends, and after how many of them."""
+    for count in range(PAIRS, len(logs) + 1):
+        found = effects(logs.iloc[:count], margin)
+        if proven(found) and found["head"].verdict != "inconclusive":
+            return found["head"].verdict, count
+    return "inconclusive" if proven(effects(logs, margin)) else "unproven", len(logs)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = [
+        "| cell | margin | at most | comparisons | false | 95 % upper bound | equivalent "
+        "| undecided | pairs to a verdict | scatter of a pair | slowdown that 95 % see |",
+        "|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for one in table.itertuples():
+        cell = " · ".join(filter(None, (one.impl, one.metric, one.workload, one.dtype)))
+        lines.append(
+            f"| {cell} | {_percent(one.margin)} | {one.at_most} pairs | {one.comparisons} "
+            f"| {one.false} | {_percent(one.false_below)} | {one.equivalent} | {one.undecided} "
+            f"| {one.pairs:.0f} | {_percent(one.scatter)} | {_percent(one.seen)} |"
+        )
+    return "\n".join(lines)
+
+
+def record(table: pd.DataFrame, path: Path = TABLE) -> None:
+    """Put ``table`` in the place of what is known of the same machine at the same margin."""
+    if path.exists():
+        same = [*ENVIRONMENT, "margin"]
+        known, new = _read(path), table[same].astype(str).agg("|".join, axis=1)
+        kept = known[~known[same].astype(str).agg("|".join, axis=1).isin(new)]
+        table = pd.concat([kept, table])
+    table.to_csv(path, index=False)
+
+
+def statement(environment: Mapping[str, object], margin: float, path: Path = TABLE) -> str:
+    """What is known of verdicts in this environment at this margin, for below them."""
+    known = _read(path) if path.exists() else pd.DataFrame(columns=[*ENVIRONMENT, *CELL, "margin"])
+    of_all = known[(known["impl"] == "all") & (known["margin"] == margin)]
+    for field in ENVIRONMENT:
+        of_all = of_all[of_all[field].astype(str) == str(environment[field])]
+    lines = [
+        f"Calibrated here: of {one.comparisons} comparisons of the same code, of at most "
+        f"{one.at_most} pairs, {one.false} were called changed (95 % upper bound: "
+        f"{_percent(one.false_below)}), {one.undecided} were undecided; slowdown that 95 % of them "
+        f"see: {_percent(one.seen)}."
+        for one in of_all.itertuples()
+    ]
+    return "\n".join(lines) or (
+        "How often this is wrong on this machine is not known: `python -m benchmarks calibrate` "
+        "measures it."
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    rows = pd.read_csv(path, dtype=dict.fromkeys(ENVIRONMENT, str))
+    return rows.fillna(dict.fromkeys([*ENVIRONMENT, *CELL], ""))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %" if np.isfinite(value) else "none"

@@ -1,0 +1,73 @@
+"""The error that all are held to: a relative norm, of which what is not finite is no part."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.measure import oracle
+from benchmarks.measure.oracle import error, worst_row
+from benchmarks.workloads import workload
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "is_"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.0),
+        ([3.0, 4.5], [3.0, 4.0], 0.1),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([0.0, 0.1], [0.0, 0.0], INF),
+        ([NAN, 4.0], [3.0, 4.0], INF),
+        ([INF, 4.0], [3.0, 4.0], INF),
+        ([-INF, 4.4], [-INF, 4.0], 0.1),
+        ([NAN, 4.4], [NAN, 4.0], 0.1),
+        ([INF, 4.0], [-INF, 4.0], INF),
+        ([0.0, 4.0], [NAN, 4.0], INF),
+        ([0.0, 4.0], [-INF, 4.0], INF),
+        ([3.0], [3.0, 4.0], INF),
+    ],
+)
+def test_error(actual: list[float], expected: list[float], is_: float) -> None:
+    assert error(torch.tensor(actual), torch.tensor(expected)) == pytest.approx(is_)
+
+
+def test_one_wrong_row_shows_in_the_worst() -> None:
+    right = torch.ones(100, 4)
+    wrong = right.clone()
+    wrong[7] *= 2
+    assert error(wrong, right) == pytest.approx(0.1)
+    assert worst_row(wrong, right) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("level", ["logits", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_by_chunks_of_tokens_it_is_the_same(level: str, dtype: torch.dtype, monkeypatch) -> None:
+    tensors = workload("tinystories_1m@8").tensors(level, str(dtype).removeprefix("torch."))
+    tensors["target"][2] = -100
+    upstream = torch.tensor(0.75, dtype=dtype)
+    whole = oracle.expected(level, tensors, upstream)
+    monkeypatch.setattr(oracle, "CHUNK", 30_000)  # of 8 tokens, 3, 3 and 2
+    chunked = oracle.expected_mean(level, tensors, upstream)
+    assert chunked.keys() == whole.keys()
+    for name, right in whole.items():
+        assert chunked[name].dtype == torch.float64
+        torch.testing.assert_close(chunked[name], right, rtol=1e-9, atol=1e-18)
+
+
+def test_an_error_by_chunks_is_the_same(monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    expected, noise = torch.randn(2, 100, 7, dtype=torch.float64, generator=generator)
+    actual, column = expected + 1e-3 * noise, torch.arange(100) % 7
+    y = column[:, None]
+    whole = error(actual, expected)
+    apart = error(actual.scatter(1, y, 0), expected.scatter(1, y, 0))
+    expected[70, 0] = actual[70, 0] = INF
+    monkeypatch.setattr(oracle, "CHUNK", 9 * 7)
+    assert error(actual, expected) == pytest.approx(whole, rel=0.01)
+    assert error(actual, expected, left_out=column) == pytest.approx(apart, rel=0.01)
+    actual.scatter_(1, y, 5.0)
+    assert error(actual, expected, left_out=column) == pytest.approx(apart, rel=0.01)
+    actual[99, 0] = NAN
+    assert error(actual, expected) == INF

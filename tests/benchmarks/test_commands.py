@@ -1,0 +1,323 @@
+"""The commands as a user types them: what they print, what they keep, how they refuse."""
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from asv_runner.benchmarks.mark import SkipNotImplemented
+
+import impls
+from benchmarks import ROOT
+from benchmarks.__main__ import main
+from benchmarks.environment.variables import PINNED_ALLOCATOR
+from benchmarks.measure import oracle
+from benchmarks.measure.step import PASSES, Step
+from benchmarks.side_by_side.rounds import ROUNDS
+from benchmarks.suite import PROFILES, asv_step, is_importable, packages, right
+from benchmarks.workloads import workload
+from reports.readers.results import COLUMNS
+from tests.wrong import logits
+from tests.wrong.test_wrong import in_place
+
+
+def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_impls_lists_everything() -> None:
+    table = python("impls")
+    assert table.returncode == 0
+    assert "logits.eager" in table.stdout
+    listed = json.loads(python("impls", "--json").stdout)
+    eager = next(one for one in listed if one["name"] == "logits.eager")
+    assert eager["level"] == "logits"
+    assert eager["unavailable"] is None
+    assert "cpu" in eager["devices_here"]
+    assert eager["summary"] in table.stdout
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pd.DataFrame]:
+    out = tmp_path_factory.mktemp("measured") / "rows.csv"
+    run = python(
+        *("benchmarks", "--workload", "notebook", "--out", str(out)),
+        *("--impl", "logits.eager", "--impl", "linear.chunked_vocab"),
+        *("--impl", str(ROOT / "tests" / "files" / "zeros.py")),
+    )
+    return run, pd.read_csv(out)
+
+
+def test_side_by_side_measures_every_metric(measured) -> None:
+    run, rows = measured
+    assert run.returncode == 0, run.stderr
+    assert list(rows) == [*COLUMNS, "samples", "gpu_state"]
+    of = rows.groupby("impl")["metric"].agg(set)
+    times = set(PASSES)
+    memory = {"peak_memory", "saved_memory", "error", "first_call"}
+    of_logits = ["logits.eager", "logits.builtin", "linear.logits.eager"]
+    for impl in (*of_logits, "linear.chunked_vocab", "linear.builtin"):
+        assert of[impl] == times | memory
+        assert impl in run.stdout
+    assert of["logits.limit"] == of["linear.limit"] == times | {"peak_memory"}
+    assert set(rows["allocator"]) == ({"pinned"} if sys.platform == "linux" else {"default"})
+    sampled = rows[rows["unit"] == "ms"]
+    assert (sampled["n"] >= 9).all()
+    assert (sampled["ci_low"] <= sampled["value"]).all()
+    assert (sampled["value"] <= sampled["ci_high"]).all()
+    assert (sampled["samples"].str.split().map(len) == sampled["n"]).all()
+
+
+def test_a_wrong_loss_has_no_times(measured) -> None:
+    run, rows = measured
+    wrong = rows[rows["impl"].str.fullmatch(r"logits\..*zeros\.py")]
+    assert set(wrong["metric"]) == {"peak_memory", "saved_memory", "error", "first_call"}
+    assert wrong.loc[wrong["metric"] == "error", "value"].item() > oracle.BAND["float32"]
+    assert "gradients are wrong" in run.stderr + run.stdout
+
+
+def test_edge_cases_are_found_by_running(tmp_path) -> None:
+    out = tmp_path / "edge_cases.csv"
+    careless = str(ROOT / "tests" / "files" / "careless.py")
+    names = ["logits.builtin", "logits.eager", careless, "sharded.eager"]
+    run = python(
+        *("benchmarks", "edge-cases", "--out", str(out)),
+        *(word for name in names for word in ("--impl", name)),
+    )
+    assert run.returncode == 0, run.stderr
+    matrix = pd.read_csv(out, keep_default_na=False).set_index("impl")
+    assert matrix.loc["logits.builtin", "a penalty on its gradient"] == "differentiated"
+    assert matrix.loc["logits.eager", "a penalty on its gradient"] == "raises RuntimeError"
+    assert matrix.loc["logits.eager", "mean over rows that are all ignored"] == "nan"
+    sharded = matrix.loc["sharded.eager-2-ranks"]
+    assert sharded["a target of V, on the CPU"] == "raises IndexError"
+    assert sharded["label_smoothing=0.1"] == "ε/V to every class"
+    overwrites = matrix.iloc[2]
+    assert overwrites["the input after forward and backward"] == "overwritten"
+    assert overwrites["label_smoothing=0.1"] == "ε/(V-1) to the others"
+    assert overwrites["a target of V, on the CPU"].startswith("returns")
+    assert "ε/V to every class" in run.stdout
+
+
+def test_rows_are_added_to_a_file_that_exists(measured, tmp_path) -> None:
+    out = tmp_path / "rows.csv"
+    out.write_text(",".join(COLUMNS) + "\n")  # as before there were samples
+    for _ in range(2):
+        run = python(
+            *("benchmarks", "--workload", "notebook", "--pass", "forward", "--out", str(out)),
+            *("--impl", "logits.builtin"),
+        )
+        assert run.returncode == 0, run.stderr
+    rows = pd.read_csv(out)
+    assert list(rows) == COLUMNS
+    assert (rows["metric"] == "forward").sum() == 4
+    assert "backward" not in set(rows["metric"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--impl", "logits.egar"], "no implementation 'logits.egar'; did you mean logits.eager"),
+        (["--impl", "missing.py"], "no file missing.py"),
+        (["--workload", "gpt2_txt"], "no workload 'gpt2_txt'; did you mean gpt2_text"),
+        (["--workload", "gpt2_text@many"], "no workload 'gpt2_text@many'"),
+        (["--workload", "gpt2_text@999999"], "needs 1000000 tokens"),
+        (["--workload", "notebook@9"], "the notebook has 8 tokens"),
+        (["--text", "nowhere.txt"], "no file nowhere.txt"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--out", "/proc/nothing/rows.csv"], "/proc/nothing"),
+    ],
+)
+def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, monkeypatch, capsys) -> None:
+    """In this process, as most of it is over before torch would be imported anew."""
+    for name, value in PINNED_ALLOCATOR.items():  # else it would begin again with these
+        monkeypatch.setenv(name, value)
+    try:
+        code = main(["--out", str(tmp_path / "rows.csv"), *arguments])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_where_nothing_fits_no_file_is_left(tmp_path, monkeypatch, capsys) -> None:
+    for name, value in PINNED_ALLOCATOR.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "rows.csv"
+    large = ("--workload", "llama3_405b@1000000", "--impl", "logits.eager")
+    assert main([*large, "--out", str(out)]) == 2
+    assert "are free" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_mistyped_command_is_said(capsys) -> None:
+    assert main(["compar", "HEAD"]) == 2
+    assert capsys.readouterr().err == (
+        "no command 'compar'; there are side-by-side, compare, calibrate, plan, edge-cases, gpu\n"
+    )
+
+
+def test_no_cuda_is_said(tmp_path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    run = python("benchmarks", "--device", "cuda", "--out", str(tmp_path / "rows.csv"))
+    assert run.returncode == 2
+    assert run.stderr.strip() == "there is no CUDA device here"
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path) -> None:
+    out = tmp_path / "rows.csv"
+    command = [sys.executable, "-m", "benchmarks", "--workload", "gpt2_text@512", "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--impl", "logits.eager"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    shown = ""
+    while not re.search(r"rounds:.*\| [1-9]\d*/", shown):  # one or more are done
+        character = process.stderr.read(1)
+        assert character, f"it ended before it was interrupted: {shown}"
+        shown += character
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    rows = pd.read_csv(out)
+    assert {"error", "peak_memory", "forward_backward"} <= set(rows["metric"])
+    assert (rows.loc[rows["metric"] == "forward_backward", "n"] < ROUNDS[1]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_gradient_without_its_softmax_has_no_time(dtype: str) -> None:
+    """Of a vocabulary this large the softmax is half a percent: bfloat16's rounding, in a norm."""
+    fn = logits.cross_entropy("no_softmax")
+    loss = impls.Loss("logits.no_softmax", "logits", fn, impls.Support(), "")
+    step = Step(loss, workload("gpt2_text@32").tensors("logits", dtype))
+    with pytest.raises(ArithmeticError, match="gradients are wrong"):
+        right(step, dtype)
+
+
+def test_a_mistyped_profile_gets_a_line(tmp_path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "import benchmarks.logits"],
+        **{"cwd": ROOT, "env": os.environ | {"BENCHMARK_PROFILE": "fast"}},
+        **{"capture_output": True, "text": True},
+    )
+    assert run.returncode == 1
+    assert run.stderr == "BENCHMARK_PROFILE is 'fast': it must be one of quick, regular, large\n"
+
+
+def test_a_loss_that_overwrites_its_input_spares_the_others() -> None:
+    given = workload("notebook").tensors("logits", "float32")
+    before = given["input"].clone()
+    loss = impls.Loss(
+        "logits.in_place", "logits", in_place, impls.Support(overwrites_input=True), ""
+    )
+    step = Step(loss, given)
+    first = step.errors(step.expected())
+    step.forward_backward()
+    assert step.errors(step.expected()) == first
+    assert given["input"].equal(before)
+    assert not step.tensors["input"].equal(before)
+
+
+def test_a_deviation_that_is_none_fails_the_gate(tmp_path) -> None:
+    """Strictly: so that the list of a rival's deviations cannot outlive them."""
+    file = tmp_path / "rival.py"
+    file.write_text(
+        "from impls.loss import Support\n"
+        "from torch.nn.functional import cross_entropy\n"
+        "deviations = {'positional': 'not so', 'mismatches': 'raises RuntimeError'}\n"
+        "support = Support(deviations=deviations)\n"
+    )
+    run = python("pytest", "tests", "-k", "positional or mismatches", "--impl", str(file))
+    assert "1 failed" in run.stdout
+    assert "1 xfailed" in run.stdout
+    assert "deviates no more: strike 'positional' off its Support.deviations" in run.stdout
+
+
+@pytest.mark.parametrize(("flag", "outcome"), [([], "1 skipped"), (["--require-all"], "1 error")])
+def test_gate_skips_or_fails_what_is_not_available(flag, outcome, tmp_path) -> None:
+    file = tmp_path / "rival.py"
+    file.write_text("import a_package_nobody_has")
+    run = python("pytest", "tests", "-k", "positional", "--impl", str(file), *flag)
+    assert outcome in run.stdout
+    assert "needs the package a_package_nobody_has" in run.stdout or not flag
+
+
+def test_gate_refuses_a_mistyped_name() -> None:
+    run = python("pytest", "tests", "--impl", "logits.egar")
+    assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "did you mean logits.eager" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_asv_skips_an_implementation_that_the_commit_lacks() -> None:
+    with pytest.raises(SkipNotImplemented, match=r"no implementation 'logits\.of_tomorrow'"):
+        asv_step("logits", "logits.of_tomorrow", "notebook", "float32", "cpu")
+
+
+def test_asv_leaves_out_a_rival_that_its_environment_lacks(tmp_path) -> None:
+    file = tmp_path / "rival.py"
+    file.write_text('"""A rival."""\n\nfrom a_package_nobody_has.losses import cross_entropy\n')
+    assert not is_importable(file)
+    assert is_importable(ROOT / "impls" / "logits" / "eager.py")
+    # By way of logits.triton and the kernel's file.
+    assert "triton" in packages(ROOT / "impls" / "logits" / "triton_in_place.py")
+
+
+def test_asv_times_no_wrong_loss() -> None:
+    step = asv_step(
+        "logits", str(ROOT / "tests" / "files" / "zeros.py"), "notebook", "float32", "cpu"
+    )
+    with pytest.raises(ArithmeticError, match="gradients are wrong"):
+        right(step, "float32")
+
+
+def test_asvs_environment_is_the_pinned_one() -> None:
+    """It has what benchmarks imports, in the versions that constraints.txt has."""
+    text = re.sub(r"^\s*//.*$", "", (ROOT / "asv.conf.json").read_text(), flags=re.MULTILINE)
+    pins = {name: pin for name, [pin] in json.loads(text)["matrix"]["req"].items()}
+    lines = (ROOT / "constraints.txt").read_text().replace("_", "-").splitlines()
+    constraints = dict(line.split("==") for line in lines if "==" in line)
+    assert pins.items() <= constraints.items()
+    provided = {name.replace("-", "_") for name in pins}
+    provided |= {"impls", "benchmarks", "asv_runner", "tiktoken_ext", *sys.stdlib_module_names}
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in modules:
+                assert module.partition(".")[0] in provided, f"{file.name} imports {module}"
+
+
+def test_asv_discovers_the_suites(tmp_path) -> None:
+    """As asv does: in an interpreter that has impls, but neither reports nor tests."""
+    (tmp_path / "impls").symlink_to(ROOT / "impls")
+    code = (
+        "from asv_runner.discovery import list_benchmarks, update_sys_path;"
+        f"update_sys_path({str(ROOT / 'benchmarks')!r});"
+        f"list_benchmarks({str(ROOT / 'benchmarks')!r}, open('found.json', 'w'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    found = {one["name"]: one for one in json.loads((tmp_path / "found.json").read_text())}
+    metrics = ("time_forward", "time_forward_backward", "track_peak_memory", "track_saved_memory")
+    for level in ("logits", "linear"):
+        for metric in metrics:
+            benchmark = found[f"{level}.CPU.{metric}"]
+            assert benchmark["version"] == "1"
+            assert benchmark["params"][1:] == [
+                [f"'{name}'" for name in names] for names in PROFILES["quick"]
+            ]
+    assert "environment.track_threads" in found
+    modules = {name.partition(".")[0] for name in found}
+    assert modules == {"environment", "linear", "logits", "sharded"}  # nothing else looks like one

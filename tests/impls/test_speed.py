@@ -1,0 +1,25 @@
+"""The quick loop while working on a loss: ``pytest --benchmark-only``, grouped by workload."""
+
+import pytest
+
+import impls
+from benchmarks.environment import description
+from benchmarks.measure.step import Step
+from benchmarks.workloads import workload
+
+WORKLOAD, DTYPE = "gpt2_text@64", "float32"
+
+
+@pytest.mark.ranks  # their times would be those of the sockets between
+@pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
+def test_speed(benchmark, loss: impls.Loss, metric: str) -> None:
+    step = Step(loss, workload(WORKLOAD).tensors(loss.level, DTYPE))
+    benchmark.group = f"{loss.level} {WORKLOAD} {metric}"
+    benchmark.extra_info.update(
+        description.describe("cpu"), impl=loss.name, workload=WORKLOAD, dtype=DTYPE, metric=metric
+    )
+    if metric == "backward":
+        run, setup = step.backward, lambda: ((step.forward(),), {})
+    else:
+        run, setup = getattr(step, metric), None
+    benchmark.pedantic(run, setup=setup, rounds=15, warmup_rounds=3)

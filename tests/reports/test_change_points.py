@@ -1,0 +1,122 @@
+"""A history says at which commit a number rose: the code's rises, not the environment's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import ROOT
+from reports.__main__ import main
+from reports.analysis.change_points import regressions
+from reports.readers.results import COLUMNS, read
+
+LIGER = ROOT / "tests" / "data" / "liger-history.csv"
+
+
+def series(impl: str, values: list[float], device: str = "box", metric: str = "forward"):
+    dates = pd.date_range("2026-01-01", periods=len(values), tz="UTC")
+    rows = pd.DataFrame(
+        {
+            "impl": impl,
+            "value": values,
+            "commit": [f"c{n}" for n in range(len(values))],
+            "commit_date": dates.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **{"device": device, "metric": metric, "unit": "ms", "workload": "w"},
+        }
+    )
+    return rows.reindex(columns=COLUMNS).assign(source="test")
+
+
+def noise(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(1, 0.01, n)
+
+
+def test_the_known_regression_of_liger_in_its_twelve_cells_and_nothing_else(capsys) -> None:
+    assert main(["regressions", str(LIGER), "--margin", "0.05"]) == 1
+    named = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert len(named) == 12
+    for line in named:
+        assert "fused_linear_cross_entropy" in line
+        assert " · liger · " in line
+        assert ": 2845fe8: " in line
+        assert line.startswith("NVIDIA H100 80GB HBM3")
+        assert line.endswith("open")
+    kinds = [line.split(" · liger · ")[1].partition(":")[0] for line in named]
+    assert sorted(kinds) == 4 * ["forward"] + 4 * ["full"] + 4 * ["full_memory"]
+    assert "59.92 → 155.7 ms (+159.9 %)" in named[0]
+
+
+def test_what_the_other_provider_shares_is_the_environments(capsys) -> None:
+    main(["regressions", str(LIGER), "--margin", "0.05"])
+    shared = capsys.readouterr().out.split("\n\n")[1]
+    assert shared.startswith("Its environment's, not the code's")
+    assert shared.count("huggingface · full_memory") == 3
+
+
+def test_a_step_is_found_where_it_began_and_where_it_was_mended() -> None:
+    values = np.r_[10 * noise(8, 0), 12 * noise(6, 1), 10 * noise(7, 2)]
+    [one] = regressions(series("mine", list(values)), 0.05)
+    assert (one.commit, one.mended) == ("c8", "c14")
+    assert (one.before, one.after) == pytest.approx((10, 12), rel=0.01)
+    assert one.confidence > 0.999
+
+
+def test_noise_and_drops_are_no_regressions() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        assert not regressions(series("mine", list(10 * np.exp(rng.normal(0, 0.03, 40)))), 0.02)
+    assert not regressions(series("mine", [10.0] * 6 + [8.0] * 6), 0.05)
+
+
+def test_more_overlap_is_no_regression() -> None:
+    rows = series("sharded.fused", [0.3] * 9 + [0.9] * 9, metric="overlap")
+    assert regressions(rows, 0.05)
+    assert not regressions(rows.assign(unit="share"), 0.05)
+
+
+def test_one_commit_alone_proves_nothing() -> None:
+    assert not regressions(series("mine", [10.0] * 8 + [15.0]), 0.05)
+
+
+def test_a_step_of_all_is_the_environments_and_of_one_is_its_own() -> None:
+    both = [*(10 * noise(8, 3)), *(13 * noise(8, 4))]
+    more = [*(20 * noise(8, 5)), *(39 * noise(8, 6))]
+    still = list(7 * noise(16, 7))
+    rows = [series(name, both) for name in ("a", "b", "c")]
+    found = regressions(pd.concat([*rows, series("worse", more)]), 0.05)
+    assert [one.environment for one in found] == [False, True, True, True]
+    assert "worse" in found[0].cell
+    assert found[0].shared == pytest.approx(1.3, rel=0.02)
+    [own] = regressions(pd.concat([series("a", both), series("b", still)]), 0.05)
+    assert not own.environment
+
+
+def test_machines_are_not_mixed() -> None:
+    rows = pd.concat([series("a", [10.0] * 6, "one"), series("a", [20.0] * 6, "another")])
+    assert not regressions(rows, 0.05)
+
+
+def test_nothing_open_exits_0(tmp_path, capsys) -> None:
+    file = tmp_path / "rows.csv"
+    series("mine", [10.0] * 6 + [12.0] * 6 + [10.0] * 6).assign(n=1).to_csv(file, index=False)
+    assert main(["regressions", str(file)]) == 0
+    assert "mended at c12" in capsys.readouterr().out
+
+
+def test_bad_input_gets_a_line(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["regressions", str(tmp_path / "missing.csv")])
+    assert "no file or folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["regressions", str(LIGER), "--margin", "5"])
+    assert "a margin is between 0 and 1" in capsys.readouterr().err
+    damaged = tmp_path / "damaged.csv"
+    damaged.write_text("kernel_provider,commit\nliger,1\n")
+    assert main(["regressions", str(damaged)]) == 2
+    assert "no history of Liger-Kernel: it lacks gpu_name" in capsys.readouterr().err
+
+
+def test_ligers_history_is_read_whole() -> None:
+    rows, notes = read([LIGER])
+    assert not notes
+    assert len(rows) == 3608
+    assert set(rows["device"]) == {"NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA H100 NVL"}

@@ -1,0 +1,159 @@
+"""The gate is tested: it rejects every wrong loss, by the property it lacks, and no right one."""
+
+import functools
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import impls
+from benchmarks import ROOT
+from benchmarks.ranks.pool import Ranks
+from impls.shared.reduction import first_order
+from tests.gate.runner import CHECKS, Wrong, hold
+from tests.wrong import linear, logits, sharded
+
+LEVELS = {"logits": logits, "linear": linear, "sharded": sharded}
+WRONG = [(level, bug, check) for level in LEVELS for bug, (check, _) in LEVELS[level].BUGS.items()]
+# What the gate says of a bug that shows by an error; of all others it says what is wrong.
+RAISES = {
+    "empty_raises": "",
+    "needs_grad": "",
+    "autocast": "input is torch.bfloat16, weight torch.float32",
+    "input_not_reduced": "the gradient of input differs between the ranks",
+    "local_norm": "the value differs between the ranks",
+    "ranks_differ": "the value differs between the ranks",
+    "overwrites_slice": "linear_weight is overwritten on rank",
+}
+MAKE = {"logits": logits.cross_entropy, "linear": linear.linear_cross_entropy}
+
+
+def wrong(level: str, bug: str | None, ranks: Ranks) -> impls.Loss:
+    if level == "sharded":
+        return ranks.loss(f"{sharded.__file__}({bug=})", 3)
+    return impls.Loss(f"{level}.{bug}", level, MAKE[level](bug), impls.Support(), "")
+
+
+@pytest.mark.parametrize(("level", "bug", "check"), WRONG)
+def test_wrong_loss_is_rejected(level: str, bug: str, check: str, ranks: Ranks) -> None:
+    with pytest.raises(Wrong) as rejected:
+        hold(wrong(level, bug, ranks), check)
+    # A crash of the file would be rejected too, whatever its bug.
+    assert ("it raises" in str(rejected.value)) == (bug in RAISES), str(rejected.value)
+    assert RAISES.get(bug, "") in str(rejected.value)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_without_its_bug_it_passes(level: str, check: str, ranks: Ranks) -> None:
+    """So that it is the bug that is rejected, and nothing else of the file."""
+    hold(wrong(level, None, ranks), check)
+
+
+def log_softmax_and_nll(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
+    if not len(target):
+        return F.cross_entropy(input, target, weight, reduction=reduction)
+    return F.nll_loss(input.log_softmax(1), target, weight, None, ignore_index, None, reduction)
+
+
+def gradient_made_in_forward(input, target, *, reduction="mean"):
+    """As fused losses do: the gradient for an upstream of one, which backward scales."""
+    return MadeInForward.apply(input, target, reduction)
+
+
+class MadeInForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, target, reduction):
+        with torch.enable_grad():
+            leaf = input.detach().requires_grad_()
+            losses = F.cross_entropy(leaf, target, reduction="none")
+            (grad,) = torch.autograd.grad(losses.sum(), [leaf])
+        ctx.n = len(target) if reduction == "mean" else 1
+        ctx.save_for_backward(grad)
+        if reduction == "none":
+            return losses.detach()
+        return losses.detach().mean() if reduction == "mean" else losses.detach().sum()
+
+    @staticmethod
+    @first_order
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        return grad * upstream.view(-1, 1) / ctx.n, None, None
+
+
+def checkpointed(input, linear_weight, target, *, linear_bias=None, reduction="mean"):
+    """The logits are not kept: backward makes them again."""
+    return torch.utils.checkpoint.checkpoint(
+        lambda *a: F.cross_entropy(F.linear(*a), target, reduction=reduction),
+        *(input, linear_weight, linear_bias),
+        use_reentrant=False,
+    )
+
+
+def in_place(input, target, *, reduction="mean"):
+    """It overwrites the logits, and declares that it does."""
+    value = gradient_made_in_forward(input, target, reduction=reduction)
+    input.data.zero_()
+    return value
+
+
+RIGHT = {
+    "log_softmax_and_nll": ("logits", log_softmax_and_nll),
+    "gradient_made_in_forward": ("logits", gradient_made_in_forward),
+    "in_place": ("logits", in_place),
+    "checkpointed": ("linear", checkpointed),
+    "torch's own": ("linear", getattr(F, "linear_cross_entropy", None)),
+}
+
+
+@pytest.mark.parametrize("check", [check for check in CHECKS if check != "mismatches"])
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_losses_written_otherwise_pass(name: str, check: str) -> None:
+    level, fn = RIGHT[name]
+    if fn is None:
+        pytest.skip(f"torch {torch.__version__} has no F.linear_cross_entropy")
+    support = impls.Support(overwrites_input=name == "in_place")
+    hold(impls.Loss(name, level, fn, support, ""), check)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_loss_of_logits_is_one_of_hidden_states(check: str) -> None:
+    eager = impls.load("logits.eager").as_linear()
+    assert eager.options == ("linear_bias", *impls.load("logits.eager").options)
+    hold(eager, check)
+
+
+def test_one_message_of_several_random_failures() -> None:
+    """Of this loss some calls raise and others are off."""
+
+    def forgets_ignore_index(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
+        return F.nll_loss(input.log_softmax(1), target, weight, reduction=reduction)
+
+    with pytest.raises(Wrong, match=r"it raises IndexError|the value is off"):
+        hold(impls.Loss("forgets", "logits", forgets_ignore_index, impls.Support(), ""), "random")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_example_in_the_docs_passes(check: str, tmp_path) -> None:
+    text = (ROOT / "docs" / "write-a-loss.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    file = tmp_path / "autograd.py"
+    file.write_text(example)
+    hold(impls.load(str(file)), check)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", ["logits.eager", "linear.builtin"])
+def test_a_loss_of_half_precision_alone_passes(name: str, check: str) -> None:
+    """As some CUDA kernels are. Nothing is tried in a dtype that it lacks."""
+    whole = impls.load(name)
+
+    @functools.wraps(whole.fn)
+    def half(input, *others, **options):
+        value = whole.fn(input, *others, **options)
+        assert torch.is_autocast_enabled("cpu") or input.dtype in (torch.bfloat16, torch.float16)
+        return value
+
+    support = impls.Support(dtypes=("bfloat16", "float16"))
+    hold(impls.Loss(name, whole.level, half, support, ""), check)
