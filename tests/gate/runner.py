@@ -184,11 +184,11 @@ def compare(
 ) -> None:
     """Raise ``Wrong`` unless ``actual`` is as near to ``expected`` as the budget asks.
 
-    A sum of many ``terms`` in its own precision is off by the root of their number, by which order
-    of summing a library has: beyond a thousand the band grows so. Half precision is summed in
+    The rounding errors of a sum of n ``terms`` add up to about √n of them where a CPU without vector
+    instructions adds the terms in order, so the band grows with √n. Half precision is summed in
     float32.
     """
-    growth = max(1.0, terms**0.5 / 32) if dtype in ("float32", "float64") else 1.0
+    growth = 1 + terms**0.5 / 32 if dtype in ("float32", "float64") else 1.0
     what = "the value" if name == "value" else f"the gradient of {name}"
     if actual.shape != expected.shape:
         raise Wrong(
