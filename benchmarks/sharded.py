@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.measure import collectives
-from benchmarks.measure.references import ShardedLimit
+from benchmarks.measure.references import ShardedReference
 from benchmarks.ranks import torchrun
 from benchmarks.ranks.pool import Ranks
 from benchmarks.ranks.worker import Rank
@@ -23,13 +23,13 @@ class _OneRank(Suite):
 
     def track_sent(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
-        if isinstance(step, ShardedLimit):
+        if isinstance(step, ShardedReference):
             return step.sent_bytes()
         return collectives.sent(step.forward_backward, self.device)[0]
 
     def track_collectives(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
-        if isinstance(step, ShardedLimit):
+        if isinstance(step, ShardedReference):
             return step.collectives
         return collectives.sent(step.forward_backward, self.device)[1]
 

@@ -15,18 +15,20 @@ import impls
 from benchmarks import ROOT
 from benchmarks.measure import memory, timers
 from benchmarks.measure.availability import Unmeasurable, check_timeable, load, tensors
-from benchmarks.measure.references import LIMITS, Limit
+from benchmarks.measure.references import REFERENCES, Reference
 from benchmarks.measure.step import Step, step_of
 from benchmarks.workloads import workload
 
 
 @functools.cache
-def asv_step(level: str, impl: str, workload_name: str, dtype: str, device: str) -> Step | Limit:
+def asv_step(
+    level: str, impl: str, workload_name: str, dtype: str, device: str
+) -> Step | Reference:
     """The step of ``impl``, or asv's way to skip it."""
     try:
         check_timeable()
-        if impl == LIMITS[level].name:
-            return LIMITS[level](tensors(workload(workload_name), level, dtype, device))
+        if impl == REFERENCES[level].name:
+            return REFERENCES[level](tensors(workload(workload_name), level, dtype, device))
         loss = load(impl, dtype, device)
         return step_of(loss, tensors(workload(workload_name), level, dtype, device))
     except (impls.UnknownImplementation, Unmeasurable) as reason:
@@ -35,7 +37,7 @@ def asv_step(level: str, impl: str, workload_name: str, dtype: str, device: str)
 
 
 @functools.cache
-def right(step: Step | Limit, dtype: str) -> Step | Limit:
+def right(step: Step | Reference, dtype: str) -> Step | Reference:
     """The step itself, warmed up, if its gradients are right: a wrong one has no time.
 
     Raises ``ArithmeticError`` if they are not.
@@ -117,9 +119,9 @@ class Suite(ABC):
         if profile not in PROFILES:
             sys.exit(f"BENCHMARK_PROFILE is {profile!r}: it must be one of {', '.join(PROFILES)}")
         workloads, dtypes = PROFILES[profile]
-        cls.params = [[*names, LIMITS[cls.level].name], workloads, dtypes]
+        cls.params = [[*names, REFERENCES[cls.level].name], workloads, dtypes]
 
-    def step(self, impl: str, workload: str, dtype: str) -> Step | Limit:
+    def step(self, impl: str, workload: str, dtype: str) -> Step | Reference:
         return asv_step(self.level, impl, workload, dtype, self.device)
 
     def time_forward(self, impl, workload, dtype):
@@ -132,20 +134,20 @@ class Suite(ABC):
 
     def track_peak_memory(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
-        if isinstance(step, Limit):
+        if isinstance(step, Reference):
             return step.gradient_bytes()
         return memory.peak_memory(step.forward_backward, self.device)
 
     def track_saved_memory(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
-        if isinstance(step, Limit):
-            raise SkipNotImplemented("a limit saves nothing")
+        if isinstance(step, Reference):
+            raise SkipNotImplemented("a reference saves nothing")
         return memory.saved_memory(step.forward, self.device)
 
     def track_error(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
-        if isinstance(step, Limit):
-            raise SkipNotImplemented("a limit computes no loss")
+        if isinstance(step, Reference):
+            raise SkipNotImplemented("a reference computes no loss")
         return step.errors(step.expected())[0]
 
     track_peak_memory.unit = track_saved_memory.unit = "bytes"

@@ -90,7 +90,7 @@ def bytes_needed(workload: Workload, level: str, dtype: str) -> int:
     else:
         made = (4 + item) * arguments
         # The arguments, and in float64 these, their gradients and those of a chunk of tokens;
-        # of the logits as above, themselves, and those of the limit.
+        # of the logits as above, themselves, and those of the reference.
         chunked = workload.tokens > oracle.rows(workload.vocab)
         held = (item + 16 + 8 * chunked) * arguments + 5 * item * logits
     # Of a chunk of logits in float64, the oracle and its distances hold six at once.

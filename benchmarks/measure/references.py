@@ -1,13 +1,18 @@
-"""The least that any implementation must do, measured like one: its times are the others' unit.
+"""Each level's reference: the reading and writing, or the matrix products, that the losses share.
 
-Logits: forward reads each logit once; backward, or both together, reads each and writes its
-gradient, a copy. Linear: forward is one matrix product, backward two, both together three. Nothing
-else is counted, no exponential and no allocation. An implementation that makes its gradients in
-forward may beat the limit of backward alone, never that of both.
+A reference is timed like a loss, in the same rounds. The time of a loss over the time of the
+reference says more than milliseconds, which change from machine to machine. A reference computes no
+exponential and allocates nothing.
 
-Sharded: the three products of this rank's slice. What a rank sends is not in these times, as it can
-go on beside them; it is counted. Of each row the others need its log Σ exp over the slice, and the
-slice's share of the input's gradient, in one collective each.
+- Logits: forward reads each logit once. Backward copies the logits: it reads each and writes its
+  gradient. Both passes together are the copy alone.
+- Linear: forward is one matrix product, backward two.
+- Sharded: the three products of this rank's slice. The reference's times leave out what a rank
+  sends, because a loss can send while it computes. Its bytes are counted: for each row, the
+  log Σ exp over the slice and the slice's part of the input's gradient, in one collective each.
+
+A reference is no lower bound of each pass. A loss that computes its gradients in forward has a
+faster backward, and a loss that skips part of the work, as a filter does, can be faster in both.
 """
 
 from abc import ABC, abstractmethod
@@ -18,8 +23,8 @@ import torch
 from torch import Tensor
 
 
-class Limit(ABC):
-    """What a step must do at the least, with the passes of a ``common.Step``."""
+class Reference(ABC):
+    """A reference has the passes of a ``measure.step.Step``, so both are timed by the same code."""
 
     name: str
 
@@ -38,16 +43,16 @@ class Limit(ABC):
 
     @abstractmethod
     def gradient_bytes(self) -> int:
-        """The memory of the gradients, which every step allocates."""
+        """Bytes of the gradients, which a loss has to allocate."""
 
 
-class LogitsLimit(Limit):
-    name = "logits.limit"
+class LogitsReference(Reference):
+    name = "logits.reference"
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.input = tensors["input"].detach()  # (N, V)
         self.grad = torch.empty_like(self.input)
-        # Summed as float32 whatever the dtype: reading is to cost, not converting.
+        # Summed as float32 in every dtype: the reading is measured, not a conversion.
         numbers = self.input.view(-1)
         each = max(1, 4 // numbers.element_size())
         self.words = numbers[: len(numbers) // each * each].view(torch.float32)
@@ -59,21 +64,21 @@ class LogitsLimit(Limit):
         self.grad.copy_(self.input)
 
     def forward_backward(self) -> None:
-        self.backward(None)  # the one reading serves both
+        self.backward(None)  # forward needs no reading of its own
 
     def gradient_bytes(self) -> int:
         return self.grad.nbytes
 
 
-class LinearLimit(Limit):
-    name = "linear.limit"
+class LinearReference(Reference):
+    name = "linear.reference"
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         self.input = tensors["input"].detach()  # (N, D)
         self.weight = tensors["linear_weight"].detach()  # (V, D)
         self.logits = self.input.new_empty(len(self.input), len(self.weight))
         self.grad_input, self.grad_weight = map(torch.empty_like, (self.input, self.weight))
-        self.forward()  # for backward alone: a GPU multiplies zeros faster than numbers
+        self.forward()  # fills the logits: a GPU multiplies zeros faster than other numbers
 
     def forward(self) -> None:
         torch.mm(self.input, self.weight.T, out=self.logits)
@@ -86,8 +91,8 @@ class LinearLimit(Limit):
         return self.grad_input.nbytes + self.grad_weight.nbytes
 
 
-class ShardedLimit(LinearLimit):
-    name = "sharded.limit"
+class ShardedReference(LinearReference):
+    name = "sharded.reference"
     collectives = 2
 
     def sent_bytes(self) -> int:
@@ -95,8 +100,8 @@ class ShardedLimit(LinearLimit):
         return len(self.input) * number.itemsize + self.input.nbytes
 
 
-LIMITS: dict[str, type[LogitsLimit] | type[LinearLimit]] = {
-    "logits": LogitsLimit,
-    "linear": LinearLimit,
-    "sharded": ShardedLimit,
+REFERENCES: dict[str, type[LogitsReference] | type[LinearReference]] = {
+    "logits": LogitsReference,
+    "linear": LinearReference,
+    "sharded": ShardedReference,
 }

@@ -24,7 +24,7 @@ import impls
 from benchmarks import options
 from benchmarks.measure import memory, torch_compat
 from benchmarks.measure.availability import Unmeasurable, check_device, load_for, tensors
-from benchmarks.measure.references import LIMITS
+from benchmarks.measure.references import REFERENCES
 from benchmarks.measure.step import Step
 from benchmarks.plan.simulation import NotSimulated, Prediction, Shapes, argument_bytes, predict
 from benchmarks.ranks.pool import needs_ranks
@@ -152,7 +152,7 @@ def world(ranks: int) -> Iterator[None]:
 def plan(
     found: Workload, dtype: str, losses: list[impls.Loss], arguments: argparse.Namespace
 ) -> Iterator[Row]:
-    """A row for each loss, level after level, and for the level's limit."""
+    """A row for each loss, level after level, and for the level's reference."""
     gpu = GPUS[arguments.gpu]
     for level in FUNCTIONS:
         group = [loss for loss in losses if loss.level == level]
@@ -176,8 +176,8 @@ def plan(
             "arguments": argument_bytes(of_shape, dtype),
         }
         makers = {loss.name: functools.partial(Step, loss) for loss in group}
-        if level in LIMITS:
-            makers |= {LIMITS[level].name: LIMITS[level]}
+        if level in REFERENCES:
+            makers |= {REFERENCES[level].name: REFERENCES[level]}
         with tqdm(makers.items(), desc=f"{found.name} {dtype}", leave=False, disable=None) as bar:
             for name, make in bar:
                 bar.set_postfix_str(name)

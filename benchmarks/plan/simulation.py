@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Interpreter
 
 from benchmarks.measure import torch_compat
 from benchmarks.measure.collectives import payload
-from benchmarks.measure.references import Limit, ShardedLimit
+from benchmarks.measure.references import Reference, ShardedReference
 from benchmarks.measure.step import Step
 from benchmarks.measure.torch_compat import storage_id
 
@@ -57,7 +57,10 @@ def argument_bytes(shapes: Shapes, dtype: str) -> int:
 
 
 def predict(
-    make: Callable[[Mapping[str, Tensor]], Step | Limit], shapes: Shapes, dtype: str, device: str
+    make: Callable[[Mapping[str, Tensor]], Step | Reference],
+    shapes: Shapes,
+    dtype: str,
+    device: str,
 ) -> Prediction:
     """What a step that ``make`` makes of tensors of these shapes would do.
 
@@ -82,9 +85,9 @@ def predict(
         except Exception as error:  # of a kernel, which may raise what it likes for want of data
             raise NotSimulated(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         peak = torch_compat.bytes_held(tracker, "peak")
-        if isinstance(step, Limit):
+        if isinstance(step, Reference):
             peak += step.gradient_bytes()
-        if isinstance(step, ShardedLimit):
+        if isinstance(step, ShardedReference):
             tracker.sent = step.sent_bytes()
     return Prediction(peak - before, saved - before, tracker.flops, tracker.moved, tracker.sent)
 
@@ -102,10 +105,10 @@ class _Tracker(torch_compat.memory_tracker()):
     def ignore_compile_internals(cls) -> bool:
         return True  # else torch.compile does nothing while this mode is on
 
-    def run(self, step: Step | Limit) -> int:
+    def run(self, step: Step | Reference) -> int:
         """Forward and backward; what is held between them."""
         with torch.compiler.set_stance("default", force_backend=self.one_operation), self:
-            if isinstance(step, Limit):
+            if isinstance(step, Reference):
                 step.forward_backward()
                 return torch_compat.bytes_held(self)
             value = step.forward()

@@ -14,7 +14,7 @@ from tqdm import tqdm
 import impls
 from benchmarks.environment import gpu_state
 from benchmarks.measure import collectives, memory, timers
-from benchmarks.measure.references import LIMITS, Limit, ShardedLimit
+from benchmarks.measure.references import REFERENCES, Reference, ShardedReference
 from benchmarks.measure.step import PASSES, ShardedStep, Step, step_of
 from benchmarks.ranks import torchrun
 from benchmarks.side_by_side.failures import DeviceLost, Failures
@@ -40,7 +40,7 @@ def measure(
     device: str,
     passes: Sequence[str],
 ) -> Iterator[Row]:
-    """Rows (impl, metric, unit, value, ci_low, ci_high, n) of one level's losses and of its limit.
+    """Rows (impl, metric, unit, value, ci_low, ci_high, n) of one level's losses and its reference.
 
     A time has its samples too, in the order in which they were taken, and the state of the GPU.
 
@@ -60,12 +60,12 @@ def measure(
     yield from each("first calls", losses, failures, first_call)
     right = yield from errors_and_memory(losses, tensors, dtype, failures)
     memory.free_cache(device)
-    limit = LIMITS[losses[0].level](tensors)
-    yield exact(limit.name, "peak_memory", "bytes", limit.gradient_bytes())
-    if isinstance(limit, ShardedLimit):
-        yield exact(limit.name, "sent", "bytes", limit.sent_bytes())
-        yield exact(limit.name, "collectives", "count", limit.collectives)
-    steps: dict[str, Step | Limit] = {limit.name: limit}
+    reference = REFERENCES[losses[0].level](tensors)
+    yield exact(reference.name, "peak_memory", "bytes", reference.gradient_bytes())
+    if isinstance(reference, ShardedReference):
+        yield exact(reference.name, "sent", "bytes", reference.sent_bytes())
+        yield exact(reference.name, "collectives", "count", reference.collectives)
+    steps: dict[str, Step | Reference] = {reference.name: reference}
     for loss in right:
         if step := failures.attempt(loss.name, lambda of=loss: step_of(of, tensors)):
             steps[loss.name] = step
@@ -162,7 +162,7 @@ def rounds(sampler: "Sampler", passes: Sequence[str], failures: Failures) -> Ite
 class Sampler:
     """Times one call of one pass of a step: on a CPU by its clock, on a GPU by the device's."""
 
-    def __init__(self, steps: Mapping[str, Step | Limit], device: str) -> None:
+    def __init__(self, steps: Mapping[str, Step | Reference], device: str) -> None:
         self.steps, self.device = steps, device
         self.events = timers.EventTimer() if device == "cuda" else None
         self.card = gpu_state.card(device)

@@ -65,7 +65,7 @@ def test_side_by_side_measures_every_metric(measured) -> None:
     for impl in (*of_logits, "linear.chunked_vocab", "linear.builtin"):
         assert of[impl] == times | memory
         assert impl in run.stdout
-    assert of["logits.limit"] == of["linear.limit"] == times | {"peak_memory"}
+    assert of["logits.reference"] == of["linear.reference"] == times | {"peak_memory"}
     assert set(rows["allocator"]) == ({"pinned"} if sys.platform == "linux" else {"default"})
     sampled = rows[rows["unit"] == "ms"]
     assert (sampled["n"] >= 9).all()

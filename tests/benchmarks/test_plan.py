@@ -12,7 +12,7 @@ import impls
 from benchmarks import ROOT
 from benchmarks.__main__ import main
 from benchmarks.measure import memory
-from benchmarks.measure.references import LIMITS
+from benchmarks.measure.references import REFERENCES
 from benchmarks.measure.step import Step
 from benchmarks.plan import cli
 from benchmarks.plan.simulation import NotSimulated, Prediction, predict
@@ -113,7 +113,7 @@ def test_flops_and_bytes_are_counted() -> None:
     assert linear.flops == 6 * LOGITS * SMALL.hidden
     # A slice of the vocabulary is made again in backward.
     assert planned(impls.load("linear.chunked_vocab")).flops == 8 * LOGITS * SMALL.hidden
-    copy = predict(LIMITS["logits"], cli.shapes(SMALL, "logits", 1), "float32", "cpu")
+    copy = predict(REFERENCES["logits"], cli.shapes(SMALL, "logits", 1), "float32", "cpu")
     assert (copy.peak_memory, copy.moved) == (LOGITS * item, 2 * LOGITS * item)
     # Forward reads the logits and writes their exponentials; backward reads and writes these.
     fused = planned(impls.load("logits.fused"))

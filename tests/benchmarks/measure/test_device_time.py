@@ -114,7 +114,7 @@ def test_a_gpu_is_measured_in_every_metric(log, nvml, monkeypatch) -> None:
     of = {(row["impl"], row["metric"]): row for row in rows}
     exact = {"first_call", "error", "peak_memory", "saved_memory", "reserved_memory"}
     assert {metric for impl, metric in of if impl == "logits.eager"} == {*PASSES, *exact, "launch"}
-    assert {metric for impl, metric in of if impl == "logits.limit"} == {*PASSES, "peak_memory"}
+    assert {metric for impl, metric in of if impl == "logits.reference"} == {*PASSES, "peak_memory"}
     assert all(of["logits.eager", pass_]["value"] == 7.0 for pass_ in PASSES)
     for name in ("peak_memory", "saved_memory", "reserved_memory"):
         assert of["logits.eager", name]["value"] == 100

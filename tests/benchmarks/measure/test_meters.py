@@ -11,7 +11,7 @@ import torch
 import impls
 from benchmarks import ROOT
 from benchmarks.measure import collectives, memory
-from benchmarks.measure.references import LIMITS
+from benchmarks.measure.references import REFERENCES
 from benchmarks.measure.step import Step
 from benchmarks.workloads import workload
 
@@ -84,7 +84,7 @@ def test_chunked_vocab_makes_no_second_logits_in_forward() -> None:
 def test_linear_chunked_vocab_never_holds_all_logits() -> None:
     chunked = step("linear.chunked_vocab")
     assert memory.peak_memory(chunked.forward, "cpu") < 0.3 * LOGITS
-    gradients = LIMITS["linear"](chunked.tensors).gradient_bytes()
+    gradients = REFERENCES["linear"](chunked.tensors).gradient_bytes()
     assert memory.peak_memory(chunked.forward_backward, "cpu") < gradients + 0.3 * LOGITS
 
 
@@ -107,7 +107,7 @@ def test_linear_fused_holds_its_gradients_and_a_chunk_of_logits(dtype: str) -> N
         narrow = replace(workload(f"gpt2_text@{tokens}"), hidden=16)
         tensors = narrow.tensors("linear", dtype)
         fused = Step(impls.load("linear.fused"), tensors)
-        gradients = LIMITS["linear"](tensors).gradient_bytes()
+        gradients = REFERENCES["linear"](tensors).gradient_bytes()
         peaks.append(memory.peak_memory(fused.forward_backward, "cpu") - gradients)
         assert memory.saved_memory(fused.forward, "cpu") < 1.01 * gradients
     assert max(peaks) < 66 * 2**20

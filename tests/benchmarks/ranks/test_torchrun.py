@@ -57,7 +57,7 @@ def test_two_ranks_write_and_print_once(measured) -> None:
     assert not rows.duplicated(["impl", "metric"]).any()
     counted = {"peak_memory", "sent", "collectives"}
     of = rows.groupby("impl")["metric"].agg(set)
-    assert of["sharded.limit"] == counted | {"forward"}
+    assert of["sharded.reference"] == counted | {"forward"}
     assert of["sharded.eager"] == counted | {"error", "saved_memory", "first_call", "forward"}
     assert set(rows["device"]) == {"cpu × 2"}
     assert shown.count("### sharded · notebook · float32 · cpu × 2") == 1
@@ -149,11 +149,11 @@ def test_what_is_sent_is_counted(two, impl, numbers, collectives) -> None:
 
 def test_asv_and_torchrun_count_alike(two, measured) -> None:
     suite, of = sharded.CPUx2(), values(measured[1])
-    for impl in ("sharded.eager", "sharded.limit"):
+    for impl in ("sharded.eager", "sharded.reference"):
         cell = (impl, "notebook", "float32")
         assert suite.track_sent(*cell) == of[impl, "sent"]
         assert suite.track_collectives(*cell) == of[impl, "collectives"]
-    assert of["sharded.limit", "sent"] == 4 * NOTEBOOK.tokens * (NOTEBOOK.hidden + 1)
+    assert of["sharded.reference", "sent"] == 4 * NOTEBOOK.tokens * (NOTEBOOK.hidden + 1)
     with pytest.raises(SkipNotImplemented, match=r"no implementation 'sharded\.of_tomorrow'"):
         suite.time_forward("sharded.of_tomorrow", "notebook", "float32")
 
