@@ -16,7 +16,7 @@ from benchmarks import ROOT
 from benchmarks.measure import memory, timers
 from benchmarks.measure.availability import Unmeasurable, check_timeable, load, tensors
 from benchmarks.measure.references import REFERENCES, Reference
-from benchmarks.measure.step import Step, step_of
+from benchmarks.measure.step import Step, describe_excess, step_of
 from benchmarks.workloads import workload
 
 
@@ -37,20 +37,12 @@ def asv_step(
 
 
 @functools.cache
-def right(step: Step | Reference, dtype: str) -> Step | Reference:
-    """The step itself, warmed up, if its gradients are right: a wrong one has no time.
-
-    Raises ``ArithmeticError`` if they are not.
-    """
+def validated(step: Step | Reference, dtype: str) -> Step | Reference:
+    """The step, warmed up. Raises ``ArithmeticError`` if its gradients are wrong."""
     if isinstance(step, Step):
-        expected = step.expected()
-        for error, allowed in zip(
-            step.errors(expected), step.budgets(expected, dtype), strict=True
-        ):
-            if not error <= allowed:
-                raise ArithmeticError(
-                    f"{step.name}: gradients are wrong, {error:.2g} > {allowed:.2g}"
-                )
+        excess = describe_excess(step.errors_and_budgets(step.expected(), dtype))
+        if excess:
+            raise ArithmeticError(f"{step.name}: {excess}")
     step.forward_backward()
     return step
 
@@ -125,11 +117,11 @@ class Suite(ABC):
         return asv_step(self.level, impl, workload, dtype, self.device)
 
     def time_forward(self, impl, workload, dtype):
-        right(self.step(impl, workload, dtype), dtype).forward()
+        validated(self.step(impl, workload, dtype), dtype).forward()
         timers.synchronize(self.device)
 
     def time_forward_backward(self, impl, workload, dtype):
-        right(self.step(impl, workload, dtype), dtype).forward_backward()
+        validated(self.step(impl, workload, dtype), dtype).forward_backward()
         timers.synchronize(self.device)
 
     def track_peak_memory(self, impl, workload, dtype):

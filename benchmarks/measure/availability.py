@@ -1,5 +1,7 @@
 """What it takes to measure a loss here: its device, its dtype, and the memory for its tensors."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,6 +51,19 @@ def load_for(name: str, dtype: str, device: str) -> impls.Loss:
         if wanted not in supported:
             raise Unmeasurable(f"{name} has no {kind} {wanted}, only {', '.join(supported)}")
     return loss
+
+
+def select_level(losses: Sequence[impls.Loss], level: str) -> list[impls.Loss]:
+    """The losses that are measured at ``level``.
+
+    If any is linear, the losses of logits take part at level linear too, with ``F.linear`` in
+    front. ``logits.builtin`` does not: with ``F.linear`` in front it is ``linear.builtin``.
+    """
+    selected = [loss for loss in losses if loss.level == level]
+    if selected and level == "linear":
+        logits = [loss for loss in losses if loss.level == "logits"]
+        selected += [loss.as_linear() for loss in logits if loss.name != "logits.builtin"]
+    return selected
 
 
 def dtypes_on(support: impls.Support, device: str) -> tuple[str, ...]:

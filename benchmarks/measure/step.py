@@ -1,6 +1,6 @@
 """A loss in a training step: what is measured, and whether it is right."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -68,6 +68,18 @@ class Step:
         """What is allowed of each of ``errors``: the builtin loss's own decide it."""
         native = Step(impls.load(f"{self.loss.level}.builtin"), self.given)
         return [oracle.budget(error, dtype) for error in native.errors(expected)]
+
+    def errors_and_budgets(
+        self, expected: Mapping[str, Tensor], dtype: str
+    ) -> list[tuple[float, float]]:
+        """Each of ``errors`` with its budget."""
+        return list(zip(self.errors(expected), self.budgets(expected, dtype), strict=True))
+
+
+def describe_excess(errors_and_budgets: Iterable[tuple[float, float]]) -> str:
+    """The first error over its budget, in words; empty if none is. nan is over every budget."""
+    over = [(error, budget) for error, budget in errors_and_budgets if not error <= budget]
+    return f"gradients are wrong, {over[0][0]:.2g} > {over[0][1]:.2g}" if over else ""
 
 
 def worst(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:

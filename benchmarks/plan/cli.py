@@ -23,7 +23,13 @@ from tqdm import tqdm
 import impls
 from benchmarks import options
 from benchmarks.measure import memory, torch_compat
-from benchmarks.measure.availability import Unmeasurable, check_device, load_for, tensors
+from benchmarks.measure.availability import (
+    Unmeasurable,
+    check_device,
+    load_for,
+    select_level,
+    tensors,
+)
 from benchmarks.measure.references import REFERENCES
 from benchmarks.measure.step import Step
 from benchmarks.plan.simulation import NotSimulated, Prediction, Shapes, argument_bytes, predict
@@ -155,10 +161,7 @@ def plan(
     """A row for each loss, level after level, and for the level's reference."""
     gpu = GPUS[arguments.gpu]
     for level in FUNCTIONS:
-        group = [loss for loss in losses if loss.level == level]
-        if group and level == "linear":
-            logits = [loss for loss in losses if loss.level == "logits"]
-            group += [loss.as_linear() for loss in logits if loss.name != "logits.builtin"]
+        group = select_level(losses, level)
         if not group:
             continue
         ranks = (arguments.ranks or 1) if level == "sharded" else 1

@@ -14,7 +14,13 @@ from benchmarks import options
 from benchmarks.environment.description import describe
 from benchmarks.environment.variables import PINNED_ALLOCATOR, allocator
 from benchmarks.measure import memory
-from benchmarks.measure.availability import Unmeasurable, check_device, check_timeable, tensors
+from benchmarks.measure.availability import (
+    Unmeasurable,
+    check_device,
+    check_timeable,
+    select_level,
+    tensors,
+)
 from benchmarks.measure.step import PASSES
 from benchmarks.options import USER_ERRORS, chosen_losses, open_for_append
 from benchmarks.ranks import torchrun
@@ -76,11 +82,11 @@ def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.
     code = 0
     try:
         for level in impls.loss.FUNCTIONS:
-            if not (group := of_level(losses, level)):
+            if not (group := with_builtin(losses, level)):
                 continue
             try:
                 measured = of_group(arguments, chosen, group)
-                rows.extend(rounds.append(arguments.out, (cell | row for row in measured)))
+                rows.extend(rounds.append_rows(arguments.out, (cell | row for row in measured)))
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)
             except torch.OutOfMemoryError as error:  # not of a loss: of what all of them need
@@ -167,15 +173,9 @@ def restart(wanted: str, argv: list[str]) -> None:
     print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
 
 
-def of_level(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
-    """Those to measure at ``level``, and with them the builtin that all are a multiple of.
-
-    Beside losses of hidden states, those of logits take part with ``F.linear`` in front.
-    """
-    group = [loss for loss in losses if loss.level == level]
-    if group and level == "linear":
-        logits = [loss for loss in losses if loss.level == "logits"]
-        group += [loss.as_linear() for loss in logits if loss.name != "logits.builtin"]
+def with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
+    """The losses to measure at ``level``, and the builtin loss, to which tables compare them."""
+    group = select_level(losses, level)
     if group and level != "sharded" and f"{level}.builtin" not in [loss.name for loss in group]:
         group.insert(0, impls.load(f"{level}.builtin"))
     return group

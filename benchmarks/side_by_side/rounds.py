@@ -15,7 +15,7 @@ import impls
 from benchmarks.environment import gpu_state
 from benchmarks.measure import collectives, memory, timers
 from benchmarks.measure.references import REFERENCES, Reference, ShardedReference
-from benchmarks.measure.step import PASSES, ShardedStep, Step, step_of
+from benchmarks.measure.step import PASSES, ShardedStep, Step, describe_excess, step_of
 from benchmarks.ranks import torchrun
 from benchmarks.side_by_side.failures import DeviceLost, Failures
 
@@ -114,11 +114,10 @@ def errors_and_memory(
         errors = step.errors(expected)
         yield exact(loss.name, "error", "relative", errors[0])
         yield from memory_rows(step, failures.device)
-        over = [pair for pair in zip(errors, budgets, strict=True) if not pair[0] <= pair[1]]
-        if not over:
+        if excess := describe_excess(zip(errors, budgets, strict=True)):
+            tqdm.write(f"{loss.name}: {excess}: no times")
+        else:
             right.append(loss)
-        for error, allowed in over:
-            tqdm.write(f"{loss.name}: gradients are wrong, {error:.2g} > {allowed:.2g}: no times")
 
     yield from each("error, memory", losses, failures, rows_of)
     return right
@@ -230,22 +229,22 @@ def sampled(samples: Sequence[Sample], card: gpu_state.Card | None) -> Row:
     return cell | interval | {"n": len(values), "samples": listed, "gpu_state": state}
 
 
-def append(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
-    """``rows`` again, each written to the CSV at ``path`` before the next is asked for.
+def append_rows(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield each row after it is written to the CSV at ``path``.
 
-    A file that has rows keeps its columns, which an older version may have begun.
+    A file that has a header keeps its columns, because an older version may have written it.
     """
     from reports.readers.results import COLUMNS
 
     with path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)
-        begun = next(csv.reader(file), None)
-        columns = begun or [*COLUMNS, "samples", "gpu_state"]
+        header = next(csv.reader(file), None)
+        columns = header or [*COLUMNS, "samples", "gpu_state"]
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         for row in rows:
-            if not begun:
+            if not header:  # with the first row: a run that measures nothing leaves no header
                 writer.writeheader()
-                begun = columns
+                header = columns
             writer.writerow(row)
             file.flush()
             yield row

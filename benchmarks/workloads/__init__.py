@@ -66,7 +66,7 @@ class Workload:
     def _float32(self) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (N, D), classifier's weight (V, D), targets (N,)."""
         if self.name == "notebook":
-            return notebook()
+            return notebook(self)
         # As when training begins: normalised hidden states, a weight of GPT-2's initial scale.
         generator = torch.Generator().manual_seed(0)
         if self.name.startswith("gpt2_trained"):
@@ -83,15 +83,22 @@ class Workload:
         return hidden, weight, target
 
 
-def _shapes() -> dict[str, Workload]:
-    """Those of workloads.csv, which reports read too: D and V from published configurations."""
+def _read_workloads() -> dict[str, Workload]:
+    """The rows of workloads.csv. D and V are from the models' published configurations.
+
+    The file is the only place of these numbers. ``reports`` reads it too, without importing torch.
+    """
     with Path(__file__).with_name("workloads.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    sizes = ("tokens", "hidden", "vocab")
-    return {row["name"]: Workload(row["name"], *(int(row[size]) for size in sizes)) for row in rows}
+    return {
+        row["name"]: Workload(
+            row["name"], int(row["tokens"]), int(row["hidden"]), int(row["vocab"])
+        )
+        for row in rows
+    }
 
 
-WORKLOADS = _shapes()
+WORKLOADS = _read_workloads()
 
 
 def workload(name: str, text: Path | None = None) -> Workload:
@@ -107,7 +114,7 @@ def workload(name: str, text: Path | None = None) -> Workload:
     found = replace(WORKLOADS[base], name=name)
     if at:
         if base == "notebook":
-            raise UnknownWorkload("the notebook has 8 tokens, no more and no fewer")
+            raise UnknownWorkload(f"the notebook has {found.tokens} tokens, no more and no fewer")
         found = replace(found, tokens=int(count))
     if base in ("gpt2_text", "gpt2_trained"):
         if text is not None:
@@ -178,13 +185,13 @@ def trained(found: Workload) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, model.head.detach(), ids[1 : found.tokens + 1]
 
 
-def notebook() -> tuple[Tensor, Tensor, Tensor]:
-    """The notebook's hidden states (8, 100), weight (50257, 100) and targets (8,)."""
+def notebook(found: Workload) -> tuple[Tensor, Tensor, Tensor]:
+    """The hidden states, weight and targets of the notebook that this project began with."""
     ids = torch.tensor(tokenizer().encode_ordinary(SENTENCE))
     context = torch.stack([ids[start : start + 4] for start in (15, 10)])
     target = torch.stack([ids[start + 1 : start + 5] for start in (15, 10)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
-        embedding = torch.nn.Embedding(50257, 100)
-        weight = torch.randn((100, 50257))
+        embedding = torch.nn.Embedding(found.vocab, found.hidden)
+        weight = torch.randn((found.hidden, found.vocab))
     return embedding(context).detach().flatten(0, 1), weight.T.contiguous(), target.flatten()

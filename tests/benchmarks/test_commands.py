@@ -19,7 +19,7 @@ from benchmarks.environment.variables import PINNED_ALLOCATOR
 from benchmarks.measure import oracle
 from benchmarks.measure.step import PASSES, Step
 from benchmarks.side_by_side.rounds import ROUNDS
-from benchmarks.suite import PROFILES, asv_step, is_importable, packages, right
+from benchmarks.suite import PROFILES, asv_step, is_importable, packages, validated
 from benchmarks.workloads import workload
 from reports.readers.results import COLUMNS
 from tests.wrong import logits
@@ -201,7 +201,7 @@ def test_a_gradient_without_its_softmax_has_no_time(dtype: str) -> None:
     loss = impls.Loss("logits.no_softmax", "logits", fn, impls.Support(), "")
     step = Step(loss, workload("gpt2_text@32").tensors("logits", dtype))
     with pytest.raises(ArithmeticError, match="gradients are wrong"):
-        right(step, dtype)
+        validated(step, dtype)
 
 
 def test_a_mistyped_profile_gets_a_line(tmp_path) -> None:
@@ -278,7 +278,7 @@ def test_asv_times_no_wrong_loss() -> None:
         "logits", str(ROOT / "tests" / "files" / "zeros.py"), "notebook", "float32", "cpu"
     )
     with pytest.raises(ArithmeticError, match="gradients are wrong"):
-        right(step, "float32")
+        validated(step, "float32")
 
 
 def test_asvs_environment_is_the_pinned_one() -> None:

@@ -1,0 +1,32 @@
+"""The CSV that ``python -m benchmarks`` adds rows to."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.side_by_side.rounds import append_rows, exact
+
+
+def append(file: Path, name: str) -> None:
+    for _ in append_rows(file, [exact(name, "error", "relative", 0.5)]):
+        assert name in file.read_text()  # written before the next is measured
+
+
+def test_rows_are_added_below_one_header(tmp_path) -> None:
+    file = tmp_path / "rows.csv"
+    append(file, "logits.first")
+    append(file, "logits.second")
+    assert pd.read_csv(file)["impl"].tolist() == ["logits.first", "logits.second"]
+
+
+def test_a_file_of_an_older_version_keeps_its_columns(tmp_path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("value,impl\n")
+    append(file, "logits.first")
+    assert file.read_text().splitlines() == ["value,impl", "0.5,logits.first"]
+
+
+def test_a_run_without_rows_leaves_the_file_empty(tmp_path) -> None:
+    file = tmp_path / "rows.csv"
+    assert list(append_rows(file, [])) == []
+    assert file.read_text() == ""
