@@ -1,7 +1,7 @@
-"""asv: the losses of a vocabulary of which two processes hold a slice each.
+"""asv: the losses of a vocabulary that is split between two processes.
 
-Each of them does what the suite of one process would, in lock step. What is asked of them and their
-answer is in the times, a fraction of a millisecond.
+Both ranks run the benchmark of ``_OneRank`` in lock step. The times contain the request to the
+ranks and their answer, a fraction of a millisecond.
 """
 
 import functools
@@ -13,7 +13,7 @@ from benchmarks.measure.references import ShardedReference
 from benchmarks.ranks import torchrun
 from benchmarks.ranks.pool import Ranks
 from benchmarks.ranks.worker import Rank
-from benchmarks.suite import Suite
+from benchmarks.suite import Suite, for_asv
 
 RANKS = 2
 
@@ -21,42 +21,40 @@ RANKS = 2
 class _OneRank(Suite):
     level = "sharded"
 
+    @for_asv(unit="bytes")
     def track_sent(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
         if isinstance(step, ShardedReference):
             return step.sent_bytes()
         return collectives.sent(step.forward_backward, self.device)[0]
 
+    @for_asv(unit="count")
     def track_collectives(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
         if isinstance(step, ShardedReference):
             return step.collectives
         return collectives.sent(step.forward_backward, self.device)[1]
 
-    track_sent.unit = "bytes"
-    track_collectives.unit = "count"
-    track_sent.version = track_collectives.version = "1"
-
 
 @functools.cache
 def ranks() -> Ranks:
-    """They end with this process."""
+    """The ranks, started once. They end with this process."""
     return Ranks(RANKS)
 
 
-def on_rank(rank: Rank, k: int, benchmark: str, cell: tuple[str, ...]) -> Any:
+def run_on_rank(rank: Rank, k: int, benchmark: str, cell: tuple[str, ...]) -> Any:
     with torchrun.in_step():
         return getattr(_OneRank(), benchmark)(*cell)
 
 
-def across(benchmark: Callable[..., Any]) -> Callable[..., Any]:
-    """The same benchmark, of all ranks at once."""
+def across_ranks(benchmark: Callable[..., Any]) -> Callable[..., Any]:
+    """The benchmark, run on all ranks at once. Rank 0 gives the result."""
 
     @functools.wraps(benchmark)
-    def of_all(self, impl, workload, dtype):
-        return ranks().run(RANKS, on_rank, benchmark.__name__, (impl, workload, dtype))[0]
+    def run(self, impl, workload, dtype):
+        return ranks().run(RANKS, run_on_rank, benchmark.__name__, (impl, workload, dtype))[0]
 
-    return of_all
+    return run
 
 
 class CPUx2(_OneRank):
@@ -65,4 +63,4 @@ class CPUx2(_OneRank):
 
 for name in dir(_OneRank):
     if name.startswith(("time_", "track_")):
-        setattr(CPUx2, name, across(getattr(_OneRank, name)))
+        setattr(CPUx2, name, across_ranks(getattr(_OneRank, name)))

@@ -1,4 +1,4 @@
-"""The base of the asv suites: a step's times, bytes and error, for each loss of a level."""
+"""The base of the asv suites: times, bytes and error of each loss of one level."""
 
 import ast
 import functools
@@ -6,9 +6,11 @@ import importlib.util
 import os
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from asv_runner.benchmarks.mark import SkipNotImplemented
 
 import impls
@@ -19,12 +21,31 @@ from benchmarks.measure.references import REFERENCES, Reference
 from benchmarks.measure.step import Step, describe_excess, step_of
 from benchmarks.workloads import workload
 
+Benchmark = TypeVar("Benchmark", bound=Callable[..., Any])
+
+
+def for_asv(**attributes: str) -> Callable[[Benchmark], Benchmark]:
+    """Set attributes that asv reads from a benchmark function, such as its ``unit``."""
+
+    def decorate(benchmark: Benchmark) -> Benchmark:
+        vars(benchmark).update(attributes)
+        return benchmark
+
+    return decorate
+
+
+# The name is the one that old results have.
+@for_asv(benchmark_name="environment.track_threads", unit="threads", version="1")
+def track_threads() -> int:
+    """The number of threads that the suites ran with. ``reports`` shows it with their numbers."""
+    return torch.get_num_threads()
+
 
 @functools.cache
 def asv_step(
     level: str, impl: str, workload_name: str, dtype: str, device: str
 ) -> Step | Reference:
-    """The step of ``impl``, or asv's way to skip it."""
+    """The step of ``impl``. Raises ``SkipNotImplemented`` if it cannot be measured here."""
     try:
         check_timeable()
         if impl == REFERENCES[level].name:
@@ -48,29 +69,30 @@ def validated(step: Step | Reference, dtype: str) -> Step | Reference:
 
 
 def is_importable(file: Path) -> bool:
-    """Whether the packages that the file imports are installed: in asv's environment, the pinned.
+    """Whether the packages that the file imports are installed.
 
-    Found without importing it, as each cell to be skipped would cost asv a process of its own.
+    The file itself is not imported. asv would start a process for each cell only to skip it, so
+    losses that its environment cannot import are left out of the parameters.
     """
     return all(importlib.util.find_spec(package) for package in packages(file))
 
 
 def packages(file: Path) -> set[str]:
-    """The packages that a file of ``impls`` imports, by itself or by another file of it."""
-    found = set()
+    """The packages that a file of ``impls`` imports, directly or through another file of it."""
+    names = set()
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = str(node.module).split(".")
-            found.add(module[0])
+            names.add(module[0])
             for alias in node.names:
                 ours = ROOT.joinpath(*module, alias.name).with_suffix(".py")
-                found |= packages(ours) if module[0] == "impls" and ours.is_file() else set()
-    return found
+                names |= packages(ours) if module[0] == "impls" and ours.is_file() else set()
+    return names
 
 
-# Which workloads and dtypes asv measures: BENCHMARK_PROFILE names one of these.
+# The workloads and dtypes that asv measures. BENCHMARK_PROFILE in the environment names a profile.
 PROFILES = {
     "quick": (["gpt2_text@256"], ["float32"]),
     "regular": (["gpt2_text@256", "gpt2_text"], ["float32", "bfloat16"]),
@@ -81,37 +103,40 @@ PROFILES = {
 class Suite(ABC):
     """The asv benchmarks of one level on one device: each implementation, workload and dtype.
 
-    Steps come from cached functions, not from a ``setup``, which asv redoes for every call.
+    Steps come from cached functions, because asv would call a ``setup`` again for every call.
     """
 
     @property
-    @abstractmethod
+    @abstractmethod  # so that asv does not list this class itself
     def level(self) -> str: ...
 
     device = "cpu"
     params: ClassVar[list[list[str]]]
     param_names: ClassVar = ["impl", "workload", "dtype"]
-    # A call takes a millisecond or more, so a sample is one call, and the first is the warm-up.
+    # A call takes a millisecond or more, so a sample is one call. The first call is the warm-up.
     number = 1
-    repeat = (5, 100, 1.5)  # samples at least, at most, and within how many seconds
+    repeat = (5, 100, 1.5)  # samples at least, samples at most, seconds at most
     rounds = 1
     timeout = 600.0
+    # Raised by hand when what is measured changes. By default asv hashes the source.
+    version = "1"
 
     def __init_subclass__(cls) -> None:
-        # asv's parameters must not change from commit to commit, so these are the working tree's,
-        # whatever the commit under test holds: it skips an implementation that it lacks.
+        # The names come from the working tree, whatever commit is under test: asv's parameters must
+        # not change from commit to commit. asv skips an implementation that the commit lacks.
+        level: str = cls.level  # type: ignore[assignment]  # a property here, a string in a suite
         folder = ROOT / "impls"
         names = [
             name
             for name in impls.names(folder)
-            if name.startswith(f"{cls.level}.")
+            if name.startswith(f"{level}.")
             and is_importable(folder.joinpath(*name.split(".")).with_suffix(".py"))
         ]
         profile = os.environ.get("BENCHMARK_PROFILE", "quick")
         if profile not in PROFILES:
             sys.exit(f"BENCHMARK_PROFILE is {profile!r}: it must be one of {', '.join(PROFILES)}")
         workloads, dtypes = PROFILES[profile]
-        cls.params = [[*names, REFERENCES[cls.level].name], workloads, dtypes]
+        cls.params = [[*names, REFERENCES[level].name], workloads, dtypes]
 
     def step(self, impl: str, workload: str, dtype: str) -> Step | Reference:
         return asv_step(self.level, impl, workload, dtype, self.device)
@@ -124,26 +149,23 @@ class Suite(ABC):
         validated(self.step(impl, workload, dtype), dtype).forward_backward()
         timers.synchronize(self.device)
 
+    @for_asv(unit="bytes")
     def track_peak_memory(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
         if isinstance(step, Reference):
             return step.gradient_bytes()
         return memory.peak_memory(step.forward_backward, self.device)
 
+    @for_asv(unit="bytes")
     def track_saved_memory(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
         if isinstance(step, Reference):
             raise SkipNotImplemented("a reference saves nothing")
         return memory.saved_memory(step.forward, self.device)
 
+    @for_asv(unit="relative")
     def track_error(self, impl, workload, dtype):
         step = self.step(impl, workload, dtype)
         if isinstance(step, Reference):
             raise SkipNotImplemented("a reference computes no loss")
         return step.errors(step.expected())[0]
-
-    track_peak_memory.unit = track_saved_memory.unit = "bytes"
-    track_error.unit = "relative"
-    # Set by hand, raised when what is measured changes: asv would else hash the source.
-    time_forward.version = time_forward_backward.version = "1"
-    track_peak_memory.version = track_saved_memory.version = track_error.version = "1"

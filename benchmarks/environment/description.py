@@ -87,13 +87,3 @@ def _commit() -> tuple[str, str]:
             changed = git("status", "--porcelain", "--untracked-files=no")
             return commit + ("+" if changed else ""), date
     return "", ""
-
-
-def track_threads() -> int:
-    """asv: how many threads the suite ran with, for the reader of its other numbers."""
-    return torch.get_num_threads()
-
-
-track_threads.benchmark_name = "environment.track_threads"  # type: ignore[attr-defined]
-track_threads.unit = "threads"  # type: ignore[attr-defined]
-track_threads.version = "1"  # type: ignore[attr-defined]

@@ -56,7 +56,10 @@ def linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, **op
     return cross_entropy(F.linear(input.double(), linear_weight.double(), bias), target, **options)
 
 
-ORACLES = {"logits": cross_entropy, "linear": linear_cross_entropy}
+ORACLES: dict[str, Callable[..., Tensor]] = {
+    "logits": cross_entropy,
+    "linear": linear_cross_entropy,
+}
 
 
 def evaluate(
@@ -96,7 +99,8 @@ def expected_mean(level: str, tensors: Mapping[str, Tensor], grad: Tensor) -> di
     whole = {name: tensor.double() for name, tensor in tensors.items() if name.startswith("linear")}
     size = rows(len(whole["linear_weight"]) if whole else input.shape[1])
     counted = (target != -100).sum()
-    value, grads = 0.0, {"input": torch.empty_like(input, dtype=torch.float64)}
+    value = torch.zeros((), dtype=torch.float64, device=input.device)
+    grads = {"input": torch.empty_like(input, dtype=torch.float64)}
     for x, y, dx in zip(*(one.split(size) for one in (input, target, grads["input"])), strict=True):
         chunk = {**whole, "input": x.double(), "target": y}
         made = evaluate(ORACLES[level], chunk, grad.double() / counted, reduction="sum")

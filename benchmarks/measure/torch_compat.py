@@ -118,9 +118,9 @@ def wait(result: Any) -> None:
 
 def work_of(future: Any) -> Any:
     """What an operator of "c10d" returns as its work: this one is done when the future is."""
-    from torch._C._distributed_c10d import _create_work_from_future
+    from torch._C import _distributed_c10d as c10d
 
-    return _create_work_from_future(future).boxed()
+    return c10d._create_work_from_future(future).boxed()  # type: ignore[attr-defined]
 
 
 def compiled_graphs() -> int:

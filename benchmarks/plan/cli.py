@@ -10,7 +10,7 @@ import csv
 import functools
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from tqdm import tqdm
 
 import impls
@@ -30,7 +31,7 @@ from benchmarks.measure.availability import (
     select_level,
     tensors,
 )
-from benchmarks.measure.references import REFERENCES
+from benchmarks.measure.references import REFERENCES, Reference
 from benchmarks.measure.step import Step
 from benchmarks.plan.simulation import NotSimulated, Prediction, Shapes, argument_bytes, predict
 from benchmarks.ranks.pool import needs_ranks
@@ -178,9 +179,10 @@ def plan(
             "gpu": gpu.name,
             "arguments": argument_bytes(of_shape, dtype),
         }
-        makers = {loss.name: functools.partial(Step, loss) for loss in group}
-        if level in REFERENCES:
-            makers |= {REFERENCES[level].name: REFERENCES[level]}
+        makers: dict[str, Callable[[Mapping[str, Tensor]], Step | Reference]] = {
+            loss.name: functools.partial(Step, loss) for loss in group
+        }
+        makers[REFERENCES[level].name] = REFERENCES[level]
         with tqdm(makers.items(), desc=f"{found.name} {dtype}", leave=False, disable=None) as bar:
             for name, make in bar:
                 bar.set_postfix_str(name)

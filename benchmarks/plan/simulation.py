@@ -92,7 +92,7 @@ def predict(
     return Prediction(peak - before, saved - before, tracker.flops, tracker.moved, tracker.sent)
 
 
-class _Tracker(torch_compat.memory_tracker()):
+class _Tracker(torch_compat.memory_tracker()):  # type: ignore[misc]
     """torch's tracker of what is held, which sees too what is multiplied, moved and sent."""
 
     def __init__(self, device: str) -> None:

@@ -144,7 +144,7 @@ class Ranks:
         self.asked = time.monotonic()
         until = self.asked + seconds
         while numbers:
-            ready = connection.wait([*numbers], max(0.0, until - time.monotonic()))
+            ready: list[Any] = connection.wait([*numbers], max(0.0, until - time.monotonic()))
             if not ready:
                 break
             for channel in ready:

@@ -21,8 +21,8 @@ class Failures:
         self.device = device
         self.names: set[str] = set()
 
-    def attempt(self, name: str, run: Callable[[], Any]) -> Any:
-        """What ``run()`` returns; None if it raises, or ``name`` has raised before.
+    def attempt(self, name: str, run: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``run(*arguments)`` returns; None if it raises, or ``name`` has raised before.
 
         Of several ranks it raises: the others wait for this one in a collective. Raises
         ``DeviceLost``.
@@ -30,7 +30,7 @@ class Failures:
         if name in self.names:
             return None
         try:
-            return run()
+            return run(*arguments)
         except Exception as error:
             if torchrun.world_size() > 1:
                 raise

@@ -67,7 +67,7 @@ def measure(
         yield exact(reference.name, "collectives", "count", reference.collectives)
     steps: dict[str, Step | Reference] = {reference.name: reference}
     for loss in right:
-        if step := failures.attempt(loss.name, lambda of=loss: step_of(of, tensors)):
+        if step := failures.attempt(loss.name, step_of, loss, tensors):
             steps[loss.name] = step
     taken: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     interruption = None
@@ -95,7 +95,7 @@ def each(
             bar.set_postfix_str(loss.name)
             memory.free_cache(failures.device)
             rows: list[Row] = []
-            failures.attempt(loss.name, lambda of=loss, to=rows: to.extend(rows_of(of)))
+            failures.attempt(loss.name, rows.extend, rows_of(loss))
             yield from rows
 
 
@@ -143,10 +143,10 @@ def rounds(sampler: "Sampler", passes: Sequence[str], failures: Failures) -> Ite
     if "forward_backward" in passes:
         cells += [(name, extra) for name in sampler.steps for extra in sampler.extras(name)]
     for name, pass_ in cells:
-        failures.attempt(name, lambda cell=(name, pass_): sampler.prepare(*cell))
+        failures.attempt(name, sampler.prepare, name, pass_)
     start = time.monotonic()
     for name, pass_ in cells:
-        failures.attempt(name, lambda cell=(name, pass_): sampler.take(*cell))
+        failures.attempt(name, sampler.take, name, pass_)
     least, most = ROUNDS
     count = max(
         least, min(most, int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start)))
@@ -154,7 +154,7 @@ def rounds(sampler: "Sampler", passes: Sequence[str], failures: Failures) -> Ite
     order = random.Random(0)
     for _ in tqdm(range(count), desc="rounds", leave=False):
         for name, pass_ in order.sample(cells, len(cells)):
-            taken = failures.attempt(name, lambda cell=(name, pass_): sampler.take(*cell))
+            taken = failures.attempt(name, sampler.take, name, pass_)
             yield from taken or []
 
 

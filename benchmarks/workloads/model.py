@@ -25,8 +25,8 @@ class Model(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids) + self.position[: ids.shape[-1]]  # (batch, context, width)
-        heads = self.qkv(self.norms[0](x)).chunk(3, dim=-1)
-        x = x + self.out(F.scaled_dot_product_attention(*heads, is_causal=True))
+        query, key, value = self.qkv(self.norms[0](x)).chunk(3, dim=-1)
+        x = x + self.out(F.scaled_dot_product_attention(query, key, value, is_causal=True))
         x = x + self.mlp(self.norms[1](x))
         return self.norms[2](x).flatten(0, 1)  # (tokens, width)
 
