@@ -1,1 +1,1 @@
-"""What a number depends on other than the loss: machine, threads, allocator, GPU state."""
+"""Describes what a number depends on beside the loss: machine, threads, allocator, GPU state."""

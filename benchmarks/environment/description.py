@@ -1,4 +1,4 @@
-"""What a number depends on beside the loss: commit, machine, device, threads, allocator, torch."""
+"""Describes where a number is measured: commit, machine, device, threads, allocator, torch."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from benchmarks.environment.variables import BOUND_THREADS, LARGE_PAGES, allocat
 
 
 def describe(device: str, ranks: int | None = None) -> dict[str, str | int]:
-    """The columns of a tidy row that say where it was measured, by how many ``ranks`` if by any."""
+    """The columns of a tidy row that say where it was measured, and by how many ``ranks``."""
     commit, date = _commit()
     name = torch.cuda.get_device_name() if device == "cuda" else device
     return {
@@ -29,7 +29,7 @@ def describe(device: str, ranks: int | None = None) -> dict[str, str | int]:
 
 
 def comparable(device: str) -> dict[str, str | int]:
-    """What must be the same of two times for one to be called the slower."""
+    """The columns that must be equal in two rows, or their times cannot be compared."""
     large = os.environ.items() >= LARGE_PAGES.items()
     bound = os.environ.items() >= BOUND_THREADS.items()
     return {
@@ -44,12 +44,12 @@ def comparable(device: str) -> dict[str, str | int]:
 
 
 def _hardware(device: str) -> str:
-    """Machines of a cluster may share a name: what they are made of does not."""
+    """The model of the GPU or CPU: different machines of a cluster may share a name."""
     return torch.cuda.get_device_name() if device == "cuda" else _cpu()
 
 
 def _driver() -> str:
-    """NVIDIA's driver, as its kernel module tells, and the CUDA that torch was built with."""
+    """NVIDIA's driver, from its kernel module, and the CUDA that torch was built with."""
     try:
         first, *_ = Path("/proc/driver/nvidia/version").read_text().splitlines()
     except (OSError, ValueError):
@@ -67,10 +67,10 @@ def _cpu() -> str:
 
 
 def _commit() -> tuple[str, str]:
-    """HEAD, "+" behind it if the working tree differs, and its date; empty outside a clone.
+    """HEAD and its date, empty outside a clone. "+" after HEAD: the working tree differs from it.
 
-    CROSS_ENTROPY_BENCH_COMMIT and CROSS_ENTROPY_BENCH_COMMIT_DATE, where they are set, take the
-    place of both: a copy of a working tree may lie in another clone, or in none.
+    CROSS_ENTROPY_BENCH_COMMIT and CROSS_ENTROPY_BENCH_COMMIT_DATE, if set, replace both, for a copy
+    of a working tree that lies outside its clone.
     """
     names = ("CROSS_ENTROPY_BENCH_COMMIT", "CROSS_ENTROPY_BENCH_COMMIT_DATE")
     commit, date = (os.environ.get(name, "") for name in names)

@@ -1,6 +1,6 @@
-"""Clocks, temperature and throttling of the card that measures, from NVIDIA's management library.
+"""Reads clocks, temperature and throttling of the GPU from NVIDIA's management library.
 
-It needs the package ``nvidia-ml-py``; without it, nothing is known.
+Without the package ``nvidia-ml-py``, the state is not known.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import torch
 
 
 class Reading(NamedTuple):
-    """The card's state right after a sample."""
+    """The state of a card at one moment."""
 
     sm: int  # MHz
     memory: int  # MHz
@@ -21,7 +21,7 @@ class Reading(NamedTuple):
 
 
 class Card:
-    """The current CUDA device. Raises ``nvml.NVMLError`` where the library does not know it."""
+    """The current CUDA device. Raises ``nvml.NVMLError`` if the library does not know it."""
 
     def __init__(self, nvml: Any) -> None:
         self.nvml = nvml
@@ -30,7 +30,7 @@ class Card:
         self.handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         self.driver = nvml.nvmlSystemGetDriverVersion()
         self.limit = nvml.nvmlDeviceGetEnforcedPowerLimit(self.handle) / 1000  # W
-        # Reasons that lower the clocks for a while. Set clocks and an idle card are none.
+        # Reasons that lower the clocks for a while. Fixed clocks and an idle card do not count.
         self.throttles = (
             nvml.nvmlClocksEventReasonSwPowerCap
             | nvml.nvmlClocksEventReasonHwSlowdown
@@ -68,7 +68,7 @@ class Card:
 
 
 def card(device: str) -> Card | None:
-    """The card, or None on a CPU and where nothing is known of its state."""
+    """The current card; None on a CPU, or if its state is not known."""
     if device != "cuda":
         return None
     try:
@@ -76,8 +76,8 @@ def card(device: str) -> Card | None:
     except ImportError:
         return None
     try:
-        found = Card(nvml)
-        found.read()
+        current = Card(nvml)
+        current.read()
     except (nvml.NVMLError, AttributeError):  # not permitted, or the library is too old
         return None
-    return found
+    return current

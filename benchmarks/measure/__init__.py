@@ -1,1 +1,1 @@
-"""What one training step costs and whether it is right: the step, its oracle, its meters."""
+"""Measures one training step: the step, its oracle, its meters."""

@@ -1,4 +1,4 @@
-"""What it takes to measure a loss here: its device, its dtype, and the memory for its tensors."""
+"""Checks that a loss can be measured here: its device, its dtype, the memory for its tensors."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ from impls.loss import INTERPRETED
 
 
 class Unmeasurable(Exception):
-    """What was asked for cannot be measured here; the message says why."""
+    """The loss cannot be measured here; the message says why."""
 
 
 def check_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise Unmeasurable("there is no CUDA device here")
     if device == "cuda" and (ranks := torchrun.ranks_here()) > (gpus := torch.cuda.device_count()):
-        raise Unmeasurable(f"there are {ranks} ranks here, and {gpus} CUDA devices")
+        raise Unmeasurable(f"there are {ranks} ranks here, but {gpus} CUDA devices")
 
 
 def check_timeable() -> None:
@@ -30,16 +30,16 @@ def check_timeable() -> None:
 
 
 def load(name: str, dtype: str, device: str) -> impls.Loss:
-    """The implementation ``name``. Raises ``Unmeasurable`` if it does not run so here."""
+    """The implementation ``name``.
+
+    Raises ``Unmeasurable`` if it does not run in ``dtype`` on ``device``, or not here.
+    """
     check_device(device)
     return load_for(name, dtype, device)
 
 
 def load_for(name: str, dtype: str, device: str) -> impls.Loss:
-    """The implementation ``name``, be there such a device here or not.
-
-    Raises ``Unmeasurable`` if it does not run so.
-    """
+    """As ``load``, but ``device`` need not be here."""
     try:
         loss = impls.load(name)
     except impls.Unavailable as error:
@@ -69,14 +69,14 @@ def select_level(losses: Sequence[impls.Loss], level: str) -> list[impls.Loss]:
 def dtypes_on(support: impls.Support, device: str) -> tuple[str, ...]:
     """The dtypes that a loss takes on ``device``.
 
-    compare and asv measure ``impls`` of older revisions, whose ``Support`` has no method for it.
+    compare and asv measure old revisions of ``impls`` too, whose ``Support`` lacks ``dtypes_on``.
     """
     return support.dtypes_on(device) if hasattr(support, "dtypes_on") else support.dtypes
 
 
 def tensors(found: Workload, level: str, dtype: str, device: str) -> dict[str, Tensor]:
-    """The workload's tensors. Raises ``Unmeasurable`` if free memory would not do."""
-    # Ranks share the CPU's memory. The first one's oracle is of the whole weight.
+    """The workload's tensors. Raises ``Unmeasurable`` if there is too little free memory."""
+    # Ranks share the CPU's memory. Rank 0 evaluates the oracle on the whole weight.
     shared = torchrun.world_size() if device == "cpu" else 1
     needed, free = shared * bytes_needed(found, level, dtype), free_bytes(device)
     if torchrun.largest(needed - free) > 0:
@@ -88,25 +88,23 @@ def tensors(found: Workload, level: str, dtype: str, device: str) -> dict[str, T
 
 
 def bytes_needed(workload: Workload, level: str, dtype: str) -> int:
-    """What measuring the builtin loss holds at once, with the tensors that all losses share.
+    """Bytes that measuring the builtin loss holds at once, with the tensors that all losses share.
 
-    A loss that needs more fails alone.
+    A loss that needs more than the builtin loss fails alone.
     """
     item = torch.finfo(getattr(torch, dtype)).bits // 8
-    logits, arguments = (
-        workload.tokens * workload.vocab,
-        (workload.tokens + workload.vocab) * workload.hidden,
-    )
+    logits = workload.tokens * workload.vocab
+    arguments = (workload.tokens + workload.vocab) * workload.hidden
     if level == "logits":
         made = 4 * arguments + (4 + item) * logits
-        # The input, a copy for a loss that overwrites it, and the oracle's gradient. Builtin's
-        # log-probabilities, their gradient, and that of the logits.
+        # The input, its copy for a loss that overwrites it, and the oracle's gradient. The builtin
+        # loss's log-probabilities, their gradient, and the gradient of the logits.
         held = (2 * item + 8 + 3 * item) * logits
     else:
         made = (4 + item) * arguments
-        # The arguments, and in float64 these, their gradients and those of a chunk of tokens;
-        # of the logits as above, themselves, and those of the reference.
+        # The arguments. In float64: the arguments, their gradients, the gradients of a chunk of
+        # tokens. The builtin loss's three tensors as above, the logits, the reference's logits.
         chunked = workload.tokens > oracle.rows(workload.vocab)
         held = (item + 16 + 8 * chunked) * arguments + 5 * item * logits
-    # Of a chunk of logits in float64, the oracle and its distances hold six at once.
+    # The oracle and the distances hold six chunks of logits in float64 at once.
     return max(made, held + 6 * 8 * min(logits, max(oracle.CHUNK, workload.vocab)))

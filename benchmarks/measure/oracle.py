@@ -1,4 +1,4 @@
-"""The float64 value and gradients that losses are held to, and the distance from them."""
+"""Computes a loss's value and gradients in float64, and the error of others relative to them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 DIFFERENTIABLE = ("input", "linear_weight", "linear_bias")
-CHUNK = 2**26  # numbers in float64 of each kind, of large tensors, at once
+CHUNK = 2**26  # elements of a large tensor that are in float64 at once
 
-# What rounding alone may add to twice the native loss's own error, in relative norm: a few units in
-# the last place, or one where the dtype has but few. In float64 the oracle itself is rounded.
+# What rounding may add to twice the native loss's error, in relative norm: a few units in the last
+# place, or one unit in half precision. In float64 the oracle itself is rounded.
 BAND = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 
 
@@ -67,7 +67,7 @@ def evaluate(
 ) -> dict[str, Tensor]:
     """The value of ``fn(**tensors, **options)``, and its gradients given the upstream ``grad``.
 
-    Keys: "value", and each of "input", "linear_weight", "linear_bias" that is among ``tensors``.
+    Keys: "value", and those names of ``DIFFERENTIABLE`` that are in ``tensors``.
     """
     leaves = {
         name: tensor.detach().requires_grad_()
@@ -82,7 +82,7 @@ def evaluate(
 def expected(
     level: str, tensors: Mapping[str, Tensor], grad: Tensor, **options: Any
 ) -> dict[str, Tensor]:
-    """What ``evaluate`` would give without rounding: all in float64, from the same numbers."""
+    """What ``evaluate`` would return without rounding: the same numbers, computed in float64."""
     exact = {
         name: tensor.double() if tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
@@ -91,9 +91,9 @@ def expected(
 
 
 def expected_mean(level: str, tensors: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """As ``expected``, of the mean over the tokens, but the logits of some tokens at a time.
+    """As ``expected`` for the mean over the tokens, with the logits of a chunk of tokens at a time.
 
-    The mean is the sum of the tokens' losses over how many count, and so are its gradients.
+    Value and gradients are sums over the chunks, divided by the number of tokens that count.
     """
     input, target = tensors["input"], tensors["target"]  # (N, ·), (N,)
     whole = {name: tensor.double() for name, tensor in tensors.items() if name.startswith("linear")}
@@ -101,18 +101,19 @@ def expected_mean(level: str, tensors: Mapping[str, Tensor], grad: Tensor) -> di
     counted = (target != -100).sum()
     value = torch.zeros((), dtype=torch.float64, device=input.device)
     grads = {"input": torch.empty_like(input, dtype=torch.float64)}
-    for x, y, dx in zip(*(one.split(size) for one in (input, target, grads["input"])), strict=True):
+    chunks = (tensor.split(size) for tensor in (input, target, grads["input"]))
+    for x, y, dx in zip(*chunks, strict=True):
         chunk = {**whole, "input": x.double(), "target": y}
-        made = evaluate(ORACLES[level], chunk, grad.double() / counted, reduction="sum")
-        value = value + made["value"] / counted
-        dx.copy_(made["input"])
+        part = evaluate(ORACLES[level], chunk, grad.double() / counted, reduction="sum")
+        value = value + part["value"] / counted
+        dx.copy_(part["input"])
         for name in whole:
-            grads[name] = grads[name].add_(made[name]) if name in grads else made[name]
+            grads[name] = grads[name].add_(part[name]) if name in grads else part[name]
     return {"value": value, **grads}
 
 
 def rows(numbers: int) -> int:
-    """How many rows of so many numbers each are computed with at once."""
+    """How many rows of ``numbers`` elements are in float64 at once."""
     return max(1, CHUNK // max(1, numbers))
 
 
@@ -124,19 +125,19 @@ def error(
 ) -> float:
     """‖actual - expected‖ / ‖expected‖ in float64, over the finite elements of ``expected``.
 
-    With ``scale``, of the same shape, ‖expected‖ counts as no less than an eighth of its norm: of a
-    sum whose terms cancel, rounding leaves an error in proportion to the terms. With ``left_out``,
-    (N,), that element of each row does not count. Infinite if ``actual`` differs where ``expected``
-    is not finite, or in shape.
+    With ``scale``, of the same shape, the denominator is at least ‖scale‖ / 8: if the terms of a
+    sum cancel, the rounding error is in proportion to the terms. ``left_out``, (N,), names an
+    element of each row that does not count. The error is infinite if the shapes differ, or if
+    ``actual`` differs where ``expected`` is not finite.
     """
     if actual.shape != expected.shape:
         return math.inf
-    given = [actual, expected, scale if scale is not None else expected]
-    given = [torch.atleast_1d(tensor) for tensor in given]
-    given += [] if left_out is None else [left_out[:, None]]
+    tensors = [actual, expected, scale if scale is not None else expected]
+    tensors = [torch.atleast_1d(tensor) for tensor in tensors]
+    tensors += [] if left_out is None else [left_out[:, None]]
     size = rows(expected[0].numel() if expected.dim() > 1 and len(expected) else 1)
     norms = []
-    for a, e, s, *y in zip(*(tensor.split(size) for tensor in given), strict=True):
+    for a, e, s, *y in zip(*(tensor.split(size) for tensor in tensors), strict=True):
         if y:
             a, e, s = (tensor.scatter(1, y[0], 0) for tensor in (a, e, s))
         norms.append(_norms(a, e, s if scale is not None else None, dim=None))
@@ -144,39 +145,40 @@ def error(
 
 
 def worst_row(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
-    """The largest ``error`` of a row: a norm over all of them does not see one that is wrong."""
+    """The largest ``error`` of a row. A norm over all rows hides one wrong row."""
     if actual.shape != expected.shape or actual.dim() < 2 or not len(actual):
         return error(actual, expected, scale)
-    of_rows = _norms(actual, expected, scale, dim=tuple(range(1, actual.dim())))
-    return float(_relative(*of_rows).max())
+    norms = _norms(actual, expected, scale, dim=tuple(range(1, actual.dim())))
+    return float(_relative(*norms).max())
 
 
 def _norms(
     actual: Tensor, expected: Tensor, scale: Tensor | None, dim: tuple[int, ...] | None
 ) -> Tensor:
-    """Those of the distance, of ``expected``, and of ``scale`` (or 0): (3,), or (3, N) of rows.
+    """‖actual - expected‖, ‖expected‖ and ‖scale‖, which is 0 without a scale.
 
-    The distance is infinite if ``actual`` differs where ``expected`` is not finite.
+    (3,), or (3, N) for norms of rows. The first is infinite if ``actual`` differs where
+    ``expected`` is not finite.
     """
     actual, expected = actual.double(), expected.double()
-    odd = ~expected.isfinite()
+    infinite = ~expected.isfinite()
     differs = False
-    if odd.any():
+    if infinite.any():
         same = (actual == expected) | (actual.isnan() & expected.isnan())
-        differs = not same[odd].all()
-        actual, expected = actual.masked_fill(odd, 0), expected.masked_fill(odd, 0)
+        differs = not same[infinite].all()
+        actual, expected = actual.masked_fill(infinite, 0), expected.masked_fill(infinite, 0)
     distance = torch.linalg.vector_norm(actual - expected, dim=dim)
-    norm = torch.linalg.vector_norm(expected, dim=dim)
-    least = norm * 0 if scale is None else torch.linalg.vector_norm(scale.double(), dim=dim)
-    return torch.stack([distance.fill_(math.inf) if differs else distance, norm, least])
+    size = torch.linalg.vector_norm(expected, dim=dim)
+    least = size * 0 if scale is None else torch.linalg.vector_norm(scale.double(), dim=dim)
+    return torch.stack([distance.fill_(math.inf) if differs else distance, size, least])
 
 
-def _relative(distance: Tensor, norm: Tensor, scale: Tensor) -> Tensor:
-    # Nothing expected, and nothing there, is no error.
-    relative = torch.where(distance == 0, 0, distance / torch.maximum(norm, scale / 8))
+def _relative(distance: Tensor, size: Tensor, scale: Tensor) -> Tensor:
+    # Where expected and actual are both zero, the error is zero, not nan.
+    relative = torch.where(distance == 0, 0, distance / torch.maximum(size, scale / 8))
     return relative.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def budget(native: float, dtype: str, bands: float = 1) -> float:
-    """The error that is allowed at ``dtype``, where the native loss's own is ``native``."""
+    """The error that a loss may have in ``dtype``, if the native loss's error is ``native``."""
     return (2 * native if math.isfinite(native) else 0.0) + bands * BAND[dtype]

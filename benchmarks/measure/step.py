@@ -1,4 +1,4 @@
-"""A loss in a training step: what is measured, and whether it is right."""
+"""Calls a loss as a training step does, and computes its errors and their budgets."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -13,7 +13,7 @@ PASSES = ("forward", "backward", "forward_backward", "forward_backward_unit")
 
 
 class Step:
-    """A loss as a training step calls it, mean over the tokens: ``forward``, then ``backward``."""
+    """A loss in a training step: ``forward``, the mean over the tokens, then ``backward``."""
 
     def __init__(self, loss: impls.Loss, tensors: Mapping[str, Tensor]):
         self.loss = loss
@@ -23,11 +23,11 @@ class Step:
         self.leaves = [
             self.tensors[name].requires_grad_() for name in oracle.DIFFERENTIABLE if name in tensors
         ]
-        # Not one: an implementation that ignores the upstream gradient must show.
+        # Not 1, so that a loss which ignores the upstream gradient has an error.
         self.grad = torch.full((), 0.75, dtype=self.leaves[0].dtype, device=self.leaves[0].device)
 
     def own(self) -> dict[str, Tensor]:
-        """The tensors to call the loss with: of an input that it overwrites, a copy."""
+        """The tensors to call the loss with. An input that the loss overwrites is a copy."""
         if not self.loss.support.overwrites_input:
             return dict(self.given)
         return {**self.given, "input": self.given["input"].detach().clone()}
@@ -42,9 +42,9 @@ class Step:
         return self.backward(self.forward())
 
     def forward_backward_unit(self) -> tuple[Tensor, ...]:
-        """Both with an upstream gradient of exactly 1, as ``loss.backward()`` gives.
+        """Both passes with an upstream gradient of exactly 1, as ``loss.backward()`` gives.
 
-        With it, some losses need not multiply their gradients.
+        Some losses then skip the multiplication of their gradients.
         """
         return torch.autograd.grad(self.forward(), self.leaves)
 
@@ -53,9 +53,10 @@ class Step:
         return oracle.expected_mean(self.loss.level, self.given, self.grad)
 
     def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
-        """The largest relative error of a gradient; of logits, also that apart from the targets.
+        """The largest relative error of a gradient. For logits, also the error beside the targets.
 
-        A target's entry is near -1 where the others are 1/V: alone it hides them from a norm.
+        A target's entry is near -1 and the others are near 1/V. In a norm of all entries, errors of
+        the others are too small to see.
         """
         actual = oracle.evaluate(self.loss.fn, self.own(), self.grad)
         errors = [worst(actual, expected)]
@@ -65,7 +66,7 @@ class Step:
         return errors
 
     def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
-        """What is allowed of each of ``errors``: the builtin loss's own decide it."""
+        """The budget of each of ``errors``, from the builtin loss's errors on the same tensors."""
         native = Step(impls.load(f"{self.loss.level}.builtin"), self.given)
         return [oracle.budget(error, dtype) for error in native.errors(expected)]
 
@@ -91,34 +92,37 @@ def worst(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float
 class ShardedStep(Step):
     """A step of one rank, which holds a slice of ``linear_weight``.
 
-    An error is the largest of any rank's, and compared with that of the same slice of what the
-    builtin loss makes of the whole weight.
+    An error is the largest of all ranks. Its budget comes from the builtin loss on the whole
+    weight, with the gradient cut into the same slices.
     """
 
     def expected(self) -> dict[str, Tensor]:
-        return self.of_whole(lambda whole: oracle.expected_mean("linear", whole, self.grad))
+        return self.on_whole(lambda whole: oracle.expected_mean("linear", whole, self.grad))
 
     def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
         return [torchrun.largest(error) for error in super().errors(expected)]
 
     def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
         builtin = impls.load("linear.builtin").fn
-        native = self.of_whole(lambda whole: oracle.evaluate(builtin, whole, self.grad))
+        native = self.on_whole(lambda whole: oracle.evaluate(builtin, whole, self.grad))
         return [oracle.budget(torchrun.largest(worst(native, expected)), dtype)]
 
-    def of_whole(
+    def on_whole(
         self, evaluate: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What the first rank makes of the whole weight; of that weight's gradient, the slice."""
+        """What ``evaluate`` returns for the whole weight, with this rank's slice of its gradient.
+
+        The first rank alone evaluates, and sends each rank its part.
+        """
         slices, parts = torchrun.gather(self.given["linear_weight"]), None
         if slices is not None:
             weight = torch.cat(slices).to(self.grad.device)
-            made = evaluate({**self.given, "linear_weight": weight})
-            made = {name: tensor.cpu() for name, tensor in made.items()}
-            rows = made["linear_weight"].split([len(slice_) for slice_ in slices])
-            parts = [{**made, "linear_weight": of_rank.clone()} for of_rank in rows]
-        mine = torchrun.scatter(parts)
-        return {name: tensor.to(self.grad.device) for name, tensor in mine.items()}
+            results = evaluate({**self.given, "linear_weight": weight})
+            results = {name: tensor.cpu() for name, tensor in results.items()}
+            rows = results["linear_weight"].split([len(slice_) for slice_ in slices])
+            parts = [{**results, "linear_weight": own.clone()} for own in rows]
+        part = torchrun.scatter(parts)
+        return {name: tensor.to(self.grad.device) for name, tensor in part.items()}
 
 
 def step_of(loss: impls.Loss, tensors: Mapping[str, Tensor]) -> Step:

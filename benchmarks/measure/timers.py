@@ -1,4 +1,4 @@
-"""Times of calls: by the host's clock in seconds, on a GPU by the device's in milliseconds."""
+"""Times a call: by the host's clock in seconds, or by the GPU's in milliseconds."""
 
 import time
 from collections.abc import Callable
@@ -9,10 +9,10 @@ import torch
 from benchmarks.measure import torch_compat
 from benchmarks.ranks import torchrun
 
-FLUSHED = 2**28  # bytes that are written before a sample, at least
-CYCLES = 3_000_000  # of the device's clock in a millisecond: no GPU's clock is faster
-# How long the device waits before a call: twice what the host needs to launch it and half a
-# millisecond. But no longer than this: a loss that waits for the device gains nothing by it.
+FLUSHED = 2**28  # bytes at least that are written before a sample, to flush the L2 cache
+CYCLES = 3_000_000  # clock cycles in a millisecond: more than those of any GPU
+# The longest wait of the device before a call, in milliseconds. It waits for half a millisecond
+# and twice the host's launch time. A loss that waits for the device gains nothing by a longer wait.
 LONGEST = 20.0
 
 
@@ -22,11 +22,11 @@ def synchronize(device: str) -> None:
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """Wall-clock time of ``run()`` on an otherwise idle device; what it returns is freed after.
+    """Wall-clock time of ``run()`` on an idle device, without freeing what it returns.
 
-    All ranks begin together, as each has agreed to the last number.
+    With several ranks, it is the time of the slowest.
     """
-    torchrun.largest(0.0)
+    torchrun.largest(0.0)  # all ranks begin together
     synchronize(device)
     start = time.perf_counter()
     result = run()
@@ -40,9 +40,9 @@ class EventTimer:
     """Device time of calls, by CUDA events around each.
 
     Before each call the timer fills the L2 cache with other data. Then the device spins until the
-    host has launched the whole call, so gaps between launches do not count. A loss that waits for
-    the device inside its call cannot be launched ahead. Its time contains the host's time, as in a
-    training step.
+    host has launched the whole call, so gaps between launches do not count. If a loss waits for the
+    device inside its call, the host cannot launch it ahead. Then its time contains the host's time,
+    as in a training step.
     """
 
     def __init__(self) -> None:
@@ -79,9 +79,9 @@ def launch(run: Callable[[], Any]) -> float:
 
 
 class Calls:
-    """Device time of calls of one step, some of them drawn out, for ``compare``.
+    """Device time of calls of one step, with an injected slowdown if asked, for ``compare``.
 
-    ``prepared()`` does what is not timed, and returns the call that is.
+    ``prepared()`` does what is not timed, and returns the call to time.
     """
 
     def __init__(self, prepared: Callable[[], Callable[[], Any]]) -> None:
@@ -90,17 +90,17 @@ class Calls:
         self.host = min(launch(prepared()) for _ in range(3))
         self.usual = min(self.timer.milliseconds(prepared(), self.host) for _ in range(5))
         spins = (self.timer.milliseconds(lambda: torch_compat.spin(CYCLES), 0) for _ in range(3))
-        self.cycles = CYCLES / min(spins)  # in a millisecond
+        self.cycles = CYCLES / min(spins)  # this device's, in a millisecond
 
     def seconds(self, slowdown: float) -> float:
-        """Seconds of a call, drawn out by ``slowdown`` of its usual time."""
+        """Seconds of a call. The device spins for ``slowdown`` times the usual time after it."""
         run = self.prepared()
         spin = int(slowdown * self.usual * self.cycles)
 
-        def drawn_out() -> Any:
+        def slowed() -> Any:
             result = run()
             if spin:
                 torch_compat.spin(spin)
             return result
 
-        return self.timer.milliseconds(drawn_out, self.host) / 1000
+        return self.timer.milliseconds(slowed, self.host) / 1000

@@ -1,9 +1,9 @@
-"""The torch APIs of the harness that are private, or that torch versions differ in.
+"""Wraps the torch APIs that are private, or that differ between versions of torch.
 
-No other module of ``benchmarks`` or ``tests`` calls one. Those that ``impls`` needs are in
-``impls.shared.compile``. ``tests/benchmarks/measure/test_torch_compat.py`` has a test of each. It
-fails where a torch lacks an API or means something else by it. What is slow to import is imported
-when it is called.
+No other module of ``benchmarks`` or ``tests`` calls such an API. ``impls`` has its own in
+``impls.shared.compile``. ``tests/benchmarks/measure/test_torch_compat.py`` has a test for each API,
+which fails if a torch lacks the API or changes its meaning. What is slow to import is imported in
+the function that needs it.
 """
 
 import os
@@ -21,20 +21,20 @@ from torch.autograd.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
 
-# Read when the profiler is first used: without it, two lines on stderr at each use.
+# The profiler reads this at its first use. Without it, each use prints two lines on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-# What a fake tensor raises where the result, or its shape, depends on elements that it lacks.
+# A fake tensor raises these if the result, or its shape, depends on the elements.
 DATA_DEPENDENT_ERRORS = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def allocator_events(run: Callable[[], Any]) -> list[tuple[int, int]]:
-    """Address and bytes of each block that torch's CPU allocator gives out in ``run()``.
+    """Address and bytes of each block that torch's CPU allocator allocates or frees in ``run()``.
 
-    In the order of time. Of a block that it takes back the bytes are negative. What ``run`` returns
-    is alive at the end. ``torch.profiler`` shows sums of these events, not the events.
+    The events are in the order of time. A freed block has negative bytes. What ``run`` returns is
+    alive at the end. ``torch.profiler`` shows sums of these events, not the events.
     """
-    # Not that of torch.profiler: it imports torch._inductor, which takes seconds, for nothing here.
+    # torch.profiler's own profile would import torch._inductor, which takes seconds.
     with profile(profile_memory=True, use_kineto=True) as profiler:
         result = run()
     del result
@@ -44,12 +44,12 @@ def allocator_events(run: Callable[[], Any]) -> list[tuple[int, int]]:
         queue.extend(event.children)
         if event.tag == _EventType.Allocation:
             events.append(event)
-    blocks = [event.extra_fields for event in sorted(events, key=lambda one: one.start_time_ns)]
+    blocks = [event.extra_fields for event in sorted(events, key=lambda event: event.start_time_ns)]
     return [(block.ptr, block.alloc_size) for block in blocks]
 
 
 def spin(cycles: int) -> None:
-    """Have the current CUDA stream wait for so many cycles of the device's clock.
+    """Make the current CUDA stream wait for ``cycles`` of the device's clock.
 
     torch has no public call that keeps a stream busy for a given time.
     """
@@ -57,12 +57,12 @@ def spin(cycles: int) -> None:
 
 
 def schema_of(func: Any) -> Any:
-    """The schema of an operator: its name, and of each argument whether the operator changes it."""
+    """The schema of an operator: its name, and which arguments the operator changes."""
     return func._schema
 
 
 def flop_formula(func: Any) -> Callable[..., int] | None:
-    """The formula of ``torch.utils.flop_counter`` for an operator; None if it counts none.
+    """The formula of ``torch.utils.flop_counter`` for an operator; None if it has no formula.
 
     The table of formulas is not documented, and its keys are private.
     """
@@ -72,20 +72,20 @@ def flop_formula(func: Any) -> Callable[..., int] | None:
 
 
 def python_body(func: Any) -> Callable[..., Any] | None:
-    """The function that ``torch.library.custom_op`` decorated; None of any other operator."""
+    """The function that ``torch.library.custom_op`` decorated; None for other operators."""
     custom = OPDEFS.get(func._schema.name)
     return None if custom is None else custom._init_fn
 
 
 def storage_id(tensor: Tensor) -> int:
-    """A number that tensors share if they share memory. The address of a fake one is always 0."""
+    """A number that tensors share if they share memory. A fake tensor's address is always 0."""
     return tensor.untyped_storage()._cdata
 
 
 def memory_tracker() -> type[Any]:
-    """torch's ``MemTracker``: a mode that follows which tensors are alive, of fake ones too.
+    """torch's ``MemTracker``: a mode that follows which tensors are alive, fake tensors included.
 
-    A function, not a name: asv takes the class's ``track_external`` for a benchmark.
+    This is a function, because asv would list ``track_external`` of a class here as a benchmark.
     """
     from torch.distributed._tools.mem_tracker import MemTracker
 
@@ -93,21 +93,22 @@ def memory_tracker() -> type[Any]:
 
 
 def bytes_held(tracker: Any, when: str = "current") -> int:
-    """Bytes of all tensors that a ``MemTracker`` sees alive: "current", or at the "peak"."""
+    """Bytes of all tensors that a ``MemTracker`` sees alive, "current" or at the "peak"."""
     return sum(of_device["Total"] for of_device in tracker.get_tracker_snapshot(when).values())
 
 
 def fake_store() -> Any:
-    """The store of the process group "fake", whose collectives do nothing. Brings in the group."""
+    """The store of the process group "fake", whose collectives do nothing. Registers the group."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     return FakeStore()
 
 
 def wait(result: Any) -> None:
-    """Wait for a collective, given what its operator returned.
+    """Wait for a collective whose operator returned ``result``.
 
-    The operators of "_c10d_functional" return a tensor; those of "c10d" the work, alone or last.
+    Operators of "_c10d_functional" return a tensor. Operators of "c10d" return the work, alone or
+    as the last element.
     """
     if isinstance(result, Tensor):
         torch.ops._c10d_functional.wait_tensor(result)
@@ -117,7 +118,7 @@ def wait(result: Any) -> None:
 
 
 def work_of(future: Any) -> Any:
-    """What an operator of "c10d" returns as its work: this one is done when the future is."""
+    """A work, as operators of "c10d" return it, that is done when ``future`` is."""
     from torch._C import _distributed_c10d as c10d
 
     return c10d._create_work_from_future(future).boxed()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: cross-entropy implementations side by side, now, on this machine."""
+"""``python -m benchmarks``: measures losses side by side, now, on this machine."""
 
 import argparse
 import os
@@ -35,8 +35,8 @@ TORCHRUN = "torchrun --nproc-per-node K -m benchmarks"
 def main(argv: list[str]) -> int:
     if torchrun.is_first():
         return run(argv)
-    # What the first rank refuses all do, and it says why. torchrun ends all ranks when one fails:
-    # were another the earlier, that line would be lost.
+    # All ranks refuse the same, and the first rank says why. torchrun ends all ranks when one
+    # fails, so the others must not fail before the first rank has printed its line.
     with torchrun.quiet(), suppress(SystemExit):
         run(argv)
     return 0
@@ -61,14 +61,14 @@ def run(argv: list[str]) -> int:
     together = torchrun.group(arguments.device) if torchrun.is_launched() else nullcontext()
     try:
         with together:
-            return measure(arguments, chosen, losses)
+            return run_levels(arguments, chosen, losses)
     finally:
         if arguments.out.is_file() and not arguments.out.stat().st_size:
             arguments.out.unlink()  # nothing was measured
 
 
-def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.Loss]) -> int:
-    # Imported here, not above: asv imports this module too, where there is no reports.
+def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.Loss]) -> int:
+    """Measure level after level, print the table, and return the exit code."""
     import pandas as pd
 
     from reports.render.tables import render
@@ -85,17 +85,19 @@ def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.
             if not (group := with_builtin(losses, level)):
                 continue
             try:
-                measured = of_group(arguments, chosen, group)
+                measured = level_rows(arguments, chosen, group)
                 rows.extend(rounds.append_rows(arguments.out, (cell | row for row in measured)))
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)
-            except torch.OutOfMemoryError as error:  # not of a loss: of what all of them need
+            except (
+                torch.OutOfMemoryError
+            ) as error:  # raised outside any loss, by what all losses need
                 print(f"{level} ended early: {first_line(error)}", file=sys.stderr)
                 code = 1
     except DeviceLost as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:  # here, where the other ranks are quiet
+    except KeyboardInterrupt:  # not in ``benchmarks.__main__``, where all ranks would print it
         print("\ninterrupted", file=sys.stderr)
         return 130
     finally:
@@ -105,24 +107,27 @@ def measure(arguments: argparse.Namespace, chosen: Workload, losses: list[impls.
     return code or (0 if rows else 2)
 
 
-def of_group(
+def level_rows(
     arguments: argparse.Namespace, chosen: Workload, group: list[impls.Loss]
 ) -> Iterator[rounds.Row]:
-    """The rows of one level's losses. Raises ``Unmeasurable`` if free memory would not do."""
+    """The rows of one level's losses. Raises ``Unmeasurable`` if free memory is too small."""
     dtype, device = arguments.dtype, arguments.device
-    memory.free_cache(device)  # of the level before
+    memory.free_cache(device)  # after the level before
     inputs = tensors(chosen, group[0].level, dtype, device)
     yield from rounds.measure(group, inputs, dtype, device, arguments.passes)
 
 
 def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
-    """The same: of torchrun's ranks the sharded ones, of one process the others."""
+    """The losses that are ``named``, or all. Sharded losses need torchrun, the others must not.
+
+    Raises ``Unmeasurable`` if a named loss cannot be measured so.
+    """
     launched = torchrun.is_launched()
-    fit = [name for name in impls.names() if needs_ranks(name) == launched]
+    fitting = [name for name in impls.names() if needs_ranks(name) == launched]
     if not named and not launched:
         sharded = ", ".join(filter(needs_ranks, impls.names()))
         print(f"skipped: {sharded}, which {TORCHRUN} measures", file=sys.stderr)
-    losses = chosen_losses(named, dtype, device, fit)
+    losses = chosen_losses(named, dtype, device, fitting)
     for loss in losses:
         if needs_ranks(loss.name) != launched:
             how = "not" if launched else "only"
@@ -165,7 +170,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def restart(wanted: str, argv: list[str]) -> None:
-    """This command again in a process with the ``wanted`` allocator, if that can be had here."""
+    """Start this command again with the ``wanted`` allocator. Return if it is not available."""
     kept = {name: value for name, value in os.environ.items() if name not in PINNED_ALLOCATOR}
     environment = kept | (PINNED_ALLOCATOR if wanted == "pinned" else {})
     if allocator(environment) == wanted:

@@ -1,4 +1,4 @@
-"""What becomes of a loss that raises while it is measured: it is left out, the others go on."""
+"""Leaves out a loss that raises while it is measured, and lets the others go on."""
 
 import sys
 from collections.abc import Callable
@@ -22,10 +22,10 @@ class Failures:
         self.names: set[str] = set()
 
     def attempt(self, name: str, run: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``run(*arguments)`` returns; None if it raises, or ``name`` has raised before.
+        """What ``run(*arguments)`` returns; None if it raises, or if ``name`` has raised before.
 
-        Of several ranks it raises: the others wait for this one in a collective. Raises
-        ``DeviceLost``.
+        With several ranks, the error is raised again: the other ranks wait for this rank in a
+        collective. Raises ``DeviceLost``.
         """
         if name in self.names:
             return None
@@ -37,11 +37,11 @@ class Failures:
             self.names.add(name)
             what = f"{type(error).__name__}: {first_line(error)}"
             tqdm.write(f"{name} failed, it is left out from here on: {what}", file=sys.stderr)
-        # Here, not above: the error's traceback holds what the call has allocated.
+        # Not in the except block, where the error's traceback holds what the call allocated.
         try:
             timers.synchronize(self.device)
             memory.free_cache(self.device)
-        except RuntimeError as error:  # only an error that stays is raised a second time
+        except RuntimeError as error:  # an error that is raised twice is there to stay
             raise DeviceLost(f"after {name} the GPU cannot be used: {first_line(error)}") from error
         return None
 

@@ -1,4 +1,4 @@
-"""Now, in one process: implementations timed in turn, round after round, so noise is shared."""
+"""Times the losses of one level in turn, round after round, so all share the machine's noise."""
 
 import csv
 import random
@@ -20,7 +20,7 @@ from benchmarks.ranks import torchrun
 from benchmarks.side_by_side.failures import DeviceLost, Failures
 
 ROUNDS = (9, 60)  # at least, at most
-# That the rounds may take, once there are enough. A GPU's samples scatter by less than 1 %.
+# How long the rounds may take, after the least number. A GPU's samples scatter by less than 1 %.
 SECONDS = {"cpu": 20.0, "cuda": 8.0}
 
 Row = dict[str, Any]
@@ -42,55 +42,56 @@ def measure(
 ) -> Iterator[Row]:
     """Rows (impl, metric, unit, value, ci_low, ci_high, n) of one level's losses and its reference.
 
-    A time has its samples too, in the order in which they were taken, and the state of the GPU.
+    The row of a time also has the samples, in the order in which they were taken, and the state of
+    the GPU.
 
-    First calls, error and memory come first, as each is measured, then the times of all. Ctrl-C
-    ends the rounds: it is raised after the times of those so far, as is ``DeviceLost``. A loss
-    whose gradients are wrong has no times. A loss that raises has a row "failed", and no more
-    numbers.
+    First calls, errors and memory come first, each as soon as it is measured. The times of all
+    losses follow. Ctrl-C or ``DeviceLost`` ends the rounds: the rows of the samples so far come
+    first, then the exception. A loss whose gradients are wrong has no times. A loss that raises has
+    a row "failed" and no further numbers.
 
-    A sharded one is measured by all ranks in lock step, of which each gets the same rows.
+    All ranks measure a sharded loss in lock step, and each of them gets the same rows.
     """
     failures = Failures(device)
 
     def first_call(loss: impls.Loss) -> Iterator[Row]:
         step = step_of(loss, tensors)
-        yield exact(loss.name, "first_call", "s", timers.seconds(step.forward_backward, device))
+        yield exact_row(loss.name, "first_call", "s", timers.seconds(step.forward_backward, device))
 
-    yield from each("first calls", losses, failures, first_call)
-    right = yield from errors_and_memory(losses, tensors, dtype, failures)
+    yield from rows_of_each("first calls", losses, failures, first_call)
+    correct = yield from errors_and_memory(losses, tensors, dtype, failures)
     memory.free_cache(device)
     reference = REFERENCES[losses[0].level](tensors)
-    yield exact(reference.name, "peak_memory", "bytes", reference.gradient_bytes())
+    yield exact_row(reference.name, "peak_memory", "bytes", reference.gradient_bytes())
     if isinstance(reference, ShardedReference):
-        yield exact(reference.name, "sent", "bytes", reference.sent_bytes())
-        yield exact(reference.name, "collectives", "count", reference.collectives)
+        yield exact_row(reference.name, "sent", "bytes", reference.sent_bytes())
+        yield exact_row(reference.name, "collectives", "count", reference.collectives)
     steps: dict[str, Step | Reference] = {reference.name: reference}
-    for loss in right:
+    for loss in correct:
         if step := failures.attempt(loss.name, step_of, loss, tensors):
             steps[loss.name] = step
-    taken: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    samples: dict[tuple[str, str], list[Sample]] = defaultdict(list)
     interruption = None
     sampler = Sampler(steps, device)
     try:
-        for sample in rounds(sampler, passes, failures):
-            taken[sample.impl, sample.metric].append(sample)
+        for sample in take_rounds(sampler, passes, failures):
+            samples[sample.impl, sample.metric].append(sample)
     except (KeyboardInterrupt, DeviceLost) as error:
         interruption = error
-    yield from (sampled(samples, sampler.card) for _, samples in sorted(taken.items()))
-    yield from (exact(name, "failed", "count", 1) for name in sorted(failures.names))
+    yield from (sampled_row(samples[cell], sampler.card) for cell in sorted(samples))
+    yield from (exact_row(name, "failed", "count", 1) for name in sorted(failures.names))
     if interruption is not None:
         raise interruption
 
 
-def each(
-    what: str,
+def rows_of_each(
+    title: str,
     losses: Sequence[impls.Loss],
     failures: Failures,
     rows_of: Callable[[impls.Loss], Iterator[Row]],
 ) -> Iterator[Row]:
-    """The rows of each loss, up to where it raises."""
-    with tqdm(losses, desc=what, leave=False) as bar:
+    """The rows of each loss. If a loss raises, its rows so far count."""
+    with tqdm(losses, desc=title, leave=False) as bar:
         for loss in bar:
             bar.set_postfix_str(loss.name)
             memory.free_cache(failures.device)
@@ -102,86 +103,87 @@ def each(
 def errors_and_memory(
     losses: Sequence[impls.Loss], tensors: Mapping[str, Tensor], dtype: str, failures: Failures
 ) -> Generator[Row, None, list[impls.Loss]]:
-    """The rows of what has no noise, and then the losses whose gradients are right."""
+    """Yield the rows of what has no noise. Return the losses whose gradients are right."""
+    # The oracle and the builtin loss give these. They are the same for all losses.
     first = step_of(losses[0], tensors)
     expected = first.expected()
     budgets = first.budgets(expected, dtype)
     del first
-    right = []
+    correct = []
 
     def rows_of(loss: impls.Loss) -> Iterator[Row]:
         step = step_of(loss, tensors)
         errors = step.errors(expected)
-        yield exact(loss.name, "error", "relative", errors[0])
+        yield exact_row(loss.name, "error", "relative", errors[0])
         yield from memory_rows(step, failures.device)
         if excess := describe_excess(zip(errors, budgets, strict=True)):
             tqdm.write(f"{loss.name}: {excess}: no times")
         else:
-            right.append(loss)
+            correct.append(loss)
 
-    yield from each("error, memory", losses, failures, rows_of)
-    return right
+    yield from rows_of_each("error, memory", losses, failures, rows_of)
+    return correct
 
 
 def memory_rows(step: Step, device: str) -> Iterator[Row]:
-    """What a step allocates and, if it is a sharded one, sends."""
+    """The bytes that a step allocates and, if it is sharded, sends."""
     peak = memory.peak_memory(step.forward_backward, device)
-    yield exact(step.name, "peak_memory", "bytes", peak)
-    yield exact(step.name, "saved_memory", "bytes", memory.saved_memory(step.forward, device))
+    yield exact_row(step.name, "peak_memory", "bytes", peak)
+    yield exact_row(step.name, "saved_memory", "bytes", memory.saved_memory(step.forward, device))
     if device == "cuda":
         reserved = memory.reserved_memory(step.forward_backward)
-        yield exact(step.name, "reserved_memory", "bytes", reserved)
+        yield exact_row(step.name, "reserved_memory", "bytes", reserved)
     if isinstance(step, ShardedStep):
         sent, count = collectives.sent(step.forward_backward, device)
-        yield exact(step.name, "sent", "bytes", sent)
-        yield exact(step.name, "collectives", "count", count)
+        yield exact_row(step.name, "sent", "bytes", sent)
+        yield exact_row(step.name, "collectives", "count", count)
 
 
-def rounds(sampler: "Sampler", passes: Sequence[str], failures: Failures) -> Iterator[Sample]:
-    """Each pass of each step once a round, in an order of its own, until the step raises."""
+def take_rounds(sampler: "Sampler", passes: Sequence[str], failures: Failures) -> Iterator[Sample]:
+    """Sample each pass of each step once a round. Each round has a random order.
+
+    A step that raises is left out from then on.
+    """
     cells = [(name, pass_) for name in sampler.steps for pass_ in passes]
     if "forward_backward" in passes:
         cells += [(name, extra) for name in sampler.steps for extra in sampler.extras(name)]
-    for name, pass_ in cells:
-        failures.attempt(name, sampler.prepare, name, pass_)
+    for cell in cells:
+        failures.attempt(cell[0], sampler.prepare, *cell)
     start = time.monotonic()
-    for name, pass_ in cells:
-        failures.attempt(name, sampler.take, name, pass_)
+    for cell in cells:
+        failures.attempt(cell[0], sampler.take, *cell)
     least, most = ROUNDS
-    count = max(
-        least, min(most, int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start)))
-    )
+    fitting = int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start))
     order = random.Random(0)
-    for _ in tqdm(range(count), desc="rounds", leave=False):
-        for name, pass_ in order.sample(cells, len(cells)):
-            taken = failures.attempt(name, sampler.take, name, pass_)
-            yield from taken or []
+    for _ in tqdm(range(max(least, min(most, fitting))), desc="rounds", leave=False):
+        for cell in order.sample(cells, len(cells)):
+            yield from failures.attempt(cell[0], sampler.take, *cell) or []
 
 
 class Sampler:
-    """Times one call of one pass of a step: on a CPU by its clock, on a GPU by the device's."""
+    """Times one call of one pass of a step: by the CPU's clock, or by the GPU's."""
 
     def __init__(self, steps: Mapping[str, Step | Reference], device: str) -> None:
         self.steps, self.device = steps, device
         self.events = timers.EventTimer() if device == "cuda" else None
         self.card = gpu_state.card(device)
-        self.host: dict[tuple[str, str], float] = {}  # milliseconds to launch each pass
+        self.launches: dict[tuple[str, str], float] = {}  # the host's milliseconds for each pass
 
     def extras(self, name: str) -> list[str]:
-        """What is measured of forward and backward together beside their time."""
+        """What is measured of both passes together, beside their time."""
         step = self.steps[name]
         launch = ["launch"] if self.events and isinstance(step, Step) else []
-        shared = torchrun.world_size() > 1 and isinstance(step, ShardedStep)
-        return launch + (["communication"] if shared else [])
+        several_ranks = torchrun.world_size() > 1 and isinstance(step, ShardedStep)
+        return launch + (["communication"] if several_ranks else [])
 
     def prepare(self, name: str, pass_: str) -> None:
-        """On a GPU, find how long the host needs to launch a pass. It may compile before."""
+        """On a GPU, measure how long the host needs to launch a pass. A first call may compile."""
         if self.events and pass_ in PASSES:
-            self.call(name, pass_)()
-            self.host[name, pass_] = timers.launch(self.call(name, pass_))
+            self.call_of(name, pass_)()
+            self.launches[name, pass_] = timers.launch(self.call_of(name, pass_))
 
     def take(self, name: str, pass_: str) -> list[Sample]:
-        """A sample of each metric that comes of one call."""
+        """Make one call. Return a sample of each metric that the call gives."""
         if pass_ == "communication":
             run = self.steps[name].forward_backward
             seconds, hidden = collectives.communication(run, self.device)
@@ -190,13 +192,13 @@ class Sampler:
         if pass_ == "launch":
             value = timers.launch(self.steps[name].forward_backward)
         elif self.events:
-            value = self.events.milliseconds(self.call(name, pass_), self.host[name, pass_])
+            value = self.events.milliseconds(self.call_of(name, pass_), self.launches[name, pass_])
         else:
-            value = 1e3 * timers.seconds(self.call(name, pass_), self.device)
+            value = 1e3 * timers.seconds(self.call_of(name, pass_), self.device)
         return [Sample(name, pass_, value, self.card.try_read() if self.card else None)]
 
-    def call(self, name: str, pass_: str) -> Callable[[], Any]:
-        """What is timed. Before a "backward" its forward is made, and not timed."""
+    def call_of(self, name: str, pass_: str) -> Callable[[], Any]:
+        """The call to time. Before a "backward", this runs the forward, which is not timed."""
         step = self.steps[name]
         if pass_ != "backward":
             return getattr(step, pass_)
@@ -204,22 +206,22 @@ class Sampler:
         return lambda: step.backward(loss)
 
 
-def exact(impl: str, metric: str, unit: str, value: float) -> Row:
+def exact_row(impl: str, metric: str, unit: str, value: float) -> Row:
     """The row of a quantity that has no noise."""
     cell = {"impl": impl, "metric": metric, "unit": unit}
     return cell | {"value": value, "ci_low": value, "ci_high": value, "n": 1}
 
 
-def sampled(samples: Sequence[Sample], card: gpu_state.Card | None) -> Row:
-    """The row of a time, or of a share: its median, with a 95 % interval.
+def sampled_row(samples: Sequence[Sample], card: gpu_state.Card | None) -> Row:
+    """The row of a time or a share: the median of the samples, with a 95 % interval.
 
-    Samples that were taken while the card throttled are left out, if enough others are there.
+    Samples taken while the card throttled are left out, if at least ``ROUNDS[0]`` others remain.
     """
     from reports.analysis.intervals import median_interval
 
     impl, metric = samples[0].impl, samples[0].metric
-    free = [sample for sample in samples if not (sample.card and sample.card.throttled)]
-    values = [sample.value for sample in (free if len(free) >= ROUNDS[0] else samples)]
+    cool = [sample for sample in samples if not (sample.card and sample.card.throttled)]
+    values = [sample.value for sample in (cool if len(cool) >= ROUNDS[0] else samples)]
     value, low, high = median_interval(values)
     cell = {"impl": impl, "metric": metric, "unit": "share" if metric == "overlap" else "ms"}
     interval = {"value": value, "ci_low": low, "ci_high": high}

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.side_by_side.rounds import append_rows, exact
+from benchmarks.side_by_side.rounds import append_rows, exact_row
 
 
 def append(file: Path, name: str) -> None:
-    for _ in append_rows(file, [exact(name, "error", "relative", 0.5)]):
+    for _ in append_rows(file, [exact_row(name, "error", "relative", 0.5)]):
         assert name in file.read_text()  # written before the next is measured
 
 

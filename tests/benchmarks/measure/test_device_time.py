@@ -132,7 +132,7 @@ def test_samples_of_a_throttled_card_are_left_out_and_counted(log, nvml) -> None
     cool, hot = card.read()._replace(throttled=False), card.read()
     samples = [rounds.Sample("logits.eager", "forward", 1.0, cool) for _ in range(9)]
     samples += [rounds.Sample("logits.eager", "forward", 2.0, hot) for _ in range(20)]
-    row = rounds.sampled(samples, card)
+    row = rounds.sampled_row(samples, card)
     assert (row["value"], row["n"]) == (1.0, 9)
     assert row["gpu_state"].endswith("throttled 20 of 29")
 
