@@ -11,8 +11,10 @@ from pathlib import Path
 import pandas as pd
 
 from reports.analysis import calibration, verdicts
-from reports.analysis.change_points import ENVIRONMENT, QUANTITY, regressions
+from reports.analysis.change_points import regressions
 from reports.analysis.pick import NoPick, pick
+from reports.analysis.series import QUANTITY
+from reports.analysis.series import SERIES_ENVIRONMENT as ENVIRONMENT
 from reports.readers.results import COLUMNS, of_kind, read
 from reports.render import page, tables
 from reports.render.commands import import_line

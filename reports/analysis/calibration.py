@@ -8,7 +8,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from reports.analysis.verdicts import CELL, ENVIRONMENT, PAIRS, effects, log_ratios, proven
+from reports.analysis.verdicts import (
+    CELL,
+    ENVIRONMENT,
+    PAIRS,
+    UNDECIDED,
+    conclusion,
+    effects,
+    log_ratios,
+)
 
 TABLE = Path(__file__).with_suffix(".csv")  # what is known, of each machine
 POWER = 0.95
@@ -60,7 +68,7 @@ def worth(comparisons: list[pd.DataFrame], margin: float) -> dict[str, float]:
         "false": false,
         "false_below": upper_bound(false, len(verdicts)),
         "equivalent": verdicts.count("equivalent"),
-        "undecided": verdicts.count("inconclusive") + verdicts.count("unproven"),
+        "undecided": sum(verdict in UNDECIDED for verdict in verdicts),
         "pairs": float(np.median(pairs)),
         "scatter": float(stats.median_abs_deviation(every["head"], scale="normal")),
         "seen": float(CHANGES[seen]) if seen < len(CHANGES) else np.nan,
@@ -75,10 +83,10 @@ def upper_bound(false: int, comparisons: int) -> float:
 def ended(logs: pd.DataFrame, margin: float) -> tuple[str, int]:
     """The verdict at which a comparison of these pairs ends, and after how many of them."""
     for count in range(PAIRS, len(logs) + 1):
-        found = effects(logs.iloc[:count], margin)
-        if proven(found) and found["head"].verdict != "inconclusive":
-            return found["head"].verdict, count
-    return "inconclusive" if proven(effects(logs, margin)) else "unproven", len(logs)
+        verdict = conclusion(effects(logs.iloc[:count], margin), margin)
+        if verdict not in UNDECIDED:
+            return verdict, count
+    return conclusion(effects(logs, margin), margin), len(logs)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -1,153 +1,232 @@
-"""Steps in a history: the commit at which a series rose, and what else rose with it."""
+"""Changes in a history: the commit at which a series rose, drifted or stopped.
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+A change that other implementations share is the environment's.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from asv.step_detect import detect_steps
 from scipy import stats
 
-from reports.readers.results import commit_dates
+from reports.analysis.series import SERIES_ENVIRONMENT, groups, series
+from reports.analysis.steps import (
+    MEMORY_UNITS,
+    Span,
+    cut,
+    drift_of,
+    least_change,
+    mode_of,
+    noise_of,
+    steps,
+)
 
-# What a number's comparability rests on; series that differ in one of these are never mixed.
-ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]
-QUANTITY = ["workload", "dtype", "metric", "unit"]
-SEGMENT = 2  # commits at least on either side of a step: one alone proves nothing
 NOISE = 3.0  # times the noise floor that a step must rise
+# What the code under test does not change. Where it moves, the environment or the script moved.
+CONTROLS = (".builtin", ".reference")
+OTHERS_CONTROLS = ("torch", "huggingface")  # in Liger-Kernel's history
 
 
 @dataclass(frozen=True)
 class Change:
     cell: str
     impl: str
+    kind: str  # "step", "drift" or "stopped"
     commit: str  # the first of the new values
     last: str  # the commit before it, of the old ones
     before: float
-    after: float
+    after: float  # nan if the series stopped
     unit: str
     confidence: float  # 1 - p of Mann-Whitney's test of the values before and after
     mended: str  # the commit at which a rise was back within the margin; empty: it is open
-    shared: float  # the ratio by which the control series changed alike at the same commit
+    shared: float  # by how much the control series changed alike: a ratio, of memory an amount
     environment: bool  # without what is shared, the change is within the margin
 
     @property
     def rise(self) -> bool:
-        return self.after > self.before
+        return not self.after <= self.before
+
+    @property
+    def size(self) -> float:
+        """|log(after / before)|; infinite from zero, to zero, and where a series stopped."""
+        if not (self.before > 0 and self.after > 0):
+            return np.inf
+        return abs(float(np.log(self.after / self.before)))
 
     def __str__(self) -> str:
         state = f"mended at {self.mended}" if self.mended else "open"
-        line = (
-            f"{self.cell}: {self.commit}: {self.before:.4g} → {self.after:.4g} {self.unit} "
-            f"({100 * (self.after / self.before - 1):+.1f} %), confidence "
-            f"{100 * self.confidence:.2f} %, {state}"
-        )
+        at = f"{self.cell}: {self.commit}: "
+        if self.kind == "stopped":
+            line = f"{at}stopped, no number after {_number(self.before)} {self.unit}, {state}"
+        else:
+            line = (
+                f"{at}{'drift, ' if self.kind == 'drift' else ''}"
+                f"{_number(self.before)} → {_number(self.after)} {self.unit}{self._percent()}, "
+                f"confidence {100 * self.confidence:.2f} %, {state}"
+            )
+        if self.environment and self.unit in MEMORY_UNITS:
+            return f"{line}; the others rose by {_number(self.shared)} {self.unit} with it"
         if self.environment:
             return f"{line}; the others rose by {100 * (self.shared - 1):.1f} % with it"
         return line
 
+    def _percent(self) -> str:
+        return f" ({100 * (self.after / self.before - 1):+.1f} %)" if self.before else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) and abs(value) >= 1e4 else f"{value:.4g}"
+
 
 def regressions(rows: pd.DataFrame, margin: float) -> list[Change]:
-    """Every rise of more than ``margin`` (0.05: 5 %) in the history of a cell, the worst first."""
-    found = [one for group in groups(rows) for one in changes(group, margin) if one.rise]
-    return sorted(found, key=lambda one: one.before / one.after * one.shared)
+    """Every rise of more than ``margin`` (0.05: 5 %) in the history of a cell, the worst first.
 
-
-def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The histories whose numbers can be compared: those of one quantity in one environment.
-
-    A share is none of these: of more overlap there is nothing to mend. Nor is a first call, which
-    the compiler's cache decides.
+    A rise of bytes or of a count has no margin. A series that stopped is among them.
     """
-    rows = rows[(rows["unit"] != "share") & (rows["metric"] != "first_call")]
-    found = rows.groupby([*ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
-    return [group for _, group in found]
+    found = [one for of in changes(groups(rows), margin) for one in of if one.rise]
+    return sorted(found, key=lambda one: -one.size)
 
 
-def series(group: pd.DataFrame) -> dict[str, pd.Series]:
-    """For each implementation of a group: commit to value, the median if there are more."""
-    usable = by_date(group[group["value"].between(0, np.inf, inclusive="neither")])
-    medians = usable.groupby(["impl", "commit"], sort=False)["value"].median()
-    return {
-        str(impl): one.droplevel("impl") for impl, one in medians.groupby(level="impl", sort=False)
-    }
+def changes(histories: Sequence[pd.DataFrame], margin: float) -> list[list[Change]]:
+    """For each history, a group of ``series.groups``: every change by more than ``margin``.
 
-
-def changes(group: pd.DataFrame, margin: float) -> list[Change]:
-    """Every change by more than ``margin`` in the series of a group.
-
-    Series are cut where asv's ``step_detect`` cuts them. Their controls are the series of the
-    other implementations at the same commits, in the same environment: by what these change at the
-    median, it is the environment that changed. The noise floor is the larger of a series' own
-    scatter about its steps and its controls'.
+    A change is the environment's in two cases. First, the other implementations of the group change
+    alike at the same commits: at the median by a ratio, in memory by an amount. Second, a control
+    changes at that commit in another metric of the workload, and changes as much or more.
     """
-    logs = {impl: np.log(one) for impl, one in series(group).items()}
-    cuts = {impl: _steps(one, margin) for impl, one in logs.items()}
-    noise = {impl: _scatter(logs[impl], steps) for impl, steps in cuts.items()}
-    together = pd.DataFrame(logs)
-    found: list[Change] = []
-    for impl, steps in cuts.items():
-        others = [name for name in cuts if name != impl]
-        floor = max(noise[impl], np.median([noise[name] for name in others]) if others else 0)
-        least = max(np.log1p(margin), NOISE * floor)
-        found += _changes(impl, group.iloc[0], logs[impl], steps, together[others], least, margin)
+    found = [_changes_of(group, margin) for group in histories]
+    moved: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
+    places = [(_place(group), str(group.iloc[0]["metric"])) for group in histories]
+    for (place, metric), of_group in zip(places, found, strict=True):
+        for one in of_group:
+            if _is_control(one.impl):
+                moved[*place, one.commit][metric] = one.size
+    return [
+        [
+            replace(
+                one, environment=one.environment or _is_shared(one, moved, place, metric, margin)
+            )
+            for one in of_group
+        ]
+        for (place, metric), of_group in zip(places, found, strict=True)
+    ]
+
+
+def _is_shared(
+    one: Change,
+    moved: Mapping[tuple[object, ...], Mapping[str, float]],
+    place: tuple[object, ...],
+    metric: str,
+    margin: float,
+) -> bool:
+    """Whether a control changed as much or more at the same commit, in another metric."""
+    sizes = [size for other, size in moved.get((*place, one.commit), {}).items() if other != metric]
+    return not _is_control(one.impl) and one.size <= max(sizes, default=-np.inf) + np.log1p(margin)
+
+
+def _place(group: pd.DataFrame) -> tuple[object, ...]:
+    return tuple(str(group.iloc[0][name]) for name in [*SERIES_ENVIRONMENT, "workload", "dtype"])
+
+
+def _is_control(impl: str) -> bool:
+    return impl.endswith((*CONTROLS, ".limit")) or impl in OTHERS_CONTROLS
+
+
+def _changes_of(group: pd.DataFrame, margin: float) -> list[Change]:
+    of = group.iloc[0]
+    raw = series(group)
+    numbers = {impl: one.dropna() for impl, one in raw.items() if one.notna().any()}
+    mode = mode_of(of, numbers)
+    values = numbers if mode != "ratio" else {i: np.log(one) for i, one in numbers.items()}
+    parts = {impl: cut(one, margin, mode) for impl, one in values.items()}
+    noise = {impl: noise_of(values[impl], of_impl) for impl, of_impl in parts.items()}
+    together = pd.DataFrame(values)
+    found = list(_stops(raw, of))
+    for impl, of_impl in parts.items():
+        others = [name for name in parts if name != impl]
+        floor = NOISE * max(noise[impl], np.median([noise[name] for name in others] or [0.0]))
+        spans, kind = list(steps(of_impl, margin, floor, mode)), "step"
+        if drift := drift_of(values[impl], of_impl, margin, floor, mode):
+            spans, kind = [drift], "drift"
+        for span in spans:
+            later = of_impl[span.end + 1 :] if kind == "step" else []
+            found.append(
+                _change(impl, of, kind, span, later, together[others], margin, floor, mode)
+            )
     return found
 
 
-def by_date(rows: pd.DataFrame) -> pd.DataFrame:
-    """The oldest commit first; as they stand, if a date is not known."""
-    dates = commit_dates(rows)
-    return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
+def _stops(raw: dict[str, pd.Series], of: pd.Series) -> Iterator[Change]:
+    """Each series that has numbers, and none from some commit on.
+
+    If half of the other series or more stop at the same commit, the environment stopped them.
+    """
+    table = pd.DataFrame({impl: one.notna() for impl, one in raw.items()})
+    for impl, one in raw.items():
+        has = one.notna()
+        for at in np.flatnonzero(~has & has.shift(fill_value=False)):
+            commit, last = str(one.index[at]), str(one.index[at - 1])
+            again = has.iloc[at:]
+            others = table.drop(columns=impl)
+            ran = others.columns[others.loc[last].eq(True)]
+            stopped = others.loc[commit, ran].eq(False)
+            yield Change(
+                cell=_cell(impl, of),
+                impl=impl,
+                kind="stopped",
+                commit=commit,
+                last=last,
+                before=float(one.iloc[at - 1]),
+                after=np.nan,
+                unit=str(of["unit"]),
+                confidence=1.0,
+                mended=str(again.idxmax()) if again.any() else "",
+                shared=np.nan,
+                environment=bool(len(ran) and stopped.mean() >= 0.5),
+            )
 
 
-def _steps(logs: pd.Series, margin: float) -> list[tuple[int, int]]:
-    """Where each step of a series begins and ends; one within the margin is not searched."""
-    if logs.max() - logs.min() <= np.log1p(margin):
-        return [(0, len(logs))]
-    return [(left, right) for left, right, *_ in detect_steps(list(logs))]
-
-
-def _scatter(logs: pd.Series, steps: list[tuple[int, int]]) -> float:
-    parts = [logs.to_numpy()[left:right] for left, right in steps]
-    around = np.concatenate([part - np.median(part) for part in parts])
-    return float(stats.median_abs_deviation(around, scale="normal"))
-
-
-def _changes(
+def _change(
     impl: str,
     of: pd.Series,
-    series: pd.Series,
-    steps: list[tuple[int, int]],
+    kind: str,
+    span: Span,
+    later: list[pd.Series],
     others: pd.DataFrame,
-    least: float,
     margin: float,
-) -> Iterator[Change]:
-    parts = [series.iloc[left:right] for left, right in steps]
-    for index, (before, after) in enumerate(itertools.pairwise(parts)):
-        change = after.median() - before.median()
-        if abs(change) <= least or min(len(before), len(after)) < SEGMENT:
-            continue
-        sign = np.sign(change)
-        shifts = others.reindex(after.index).median() - others.reindex(before.index).median()
-        shared = sign * np.nanmax([sign * shifts.median(), 0.0])
-        mended = [
-            part.index[0]
-            for part in parts[index + 2 :]
-            if change > 0 and part.median() <= before.median() + np.log1p(margin)
-        ]
-        test = stats.mannwhitneyu(after, before, alternative="greater" if change > 0 else "less")
-        yield Change(
-            cell=" · ".join(filter(None, map(str, of[["device", "workload", "dtype"]].dropna())))
-            + f" · {impl} · {of['metric']}",
-            impl=impl,
-            commit=str(after.index[0]),
-            last=str(before.index[-1]),
-            before=float(np.exp(before.median())),
-            after=float(np.exp(after.median())),
-            unit=str(of["unit"]),
-            confidence=1 - float(test.pvalue),
-            mended=str(mended[0]) if mended else "",
-            shared=float(np.exp(shared)),
-            environment=bool(sign * (change - shared) <= least),
-        )
+    floor: float,
+    mode: str,
+) -> Change:
+    before, after = span.before, span.after
+    change = after.median() - before.median()
+    sign = np.sign(change)
+    least = least_change(span.ends[0], margin, mode)
+    shifts = others.reindex(after.index).median() - others.reindex(before.index).median()
+    shared = sign * np.nanmax([sign * shifts.median(), 0.0])
+    mended = [
+        part.index[0] for part in later if change > 0 and part.median() <= span.ends[0] + least
+    ]
+    greater = "greater" if change > 0 else "less"
+    p = 0.0 if mode == "exact" else stats.mannwhitneyu(after, before, alternative=greater).pvalue
+    shown = np.exp if mode == "ratio" else float
+    return Change(
+        cell=_cell(impl, of),
+        impl=impl,
+        kind=kind,
+        commit=str(after.index[0] if kind == "step" else others.index[1]),
+        last=str(before.index[-1] if kind == "step" else others.index[0]),
+        before=float(shown(span.ends[0])),
+        after=float(shown(span.ends[1])),
+        unit=str(of["unit"]),
+        confidence=1 - float(p),
+        mended=str(mended[0]) if mended else "",
+        shared=float(shown(shared)),
+        environment=bool(sign * (change - shared) <= max(least, floor)),
+    )
+
+
+def _cell(impl: str, of: pd.Series) -> str:
+    place = of[["device", "workload", "dtype"]].dropna()
+    return " · ".join(filter(None, map(str, place))) + f" · {impl} · {of['metric']}"

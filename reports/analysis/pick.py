@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from reports.analysis.change_points import ENVIRONMENT, by_date
+from reports.analysis.series import SERIES_ENVIRONMENT as ENVIRONMENT
+from reports.analysis.series import in_order as by_date
 from reports.render.tables import TOTAL, level_of, measured, newest, number, run
 
 SHAPES = Path(__file__).parents[2] / "benchmarks" / "workloads" / "workloads.csv"

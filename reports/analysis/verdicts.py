@@ -28,6 +28,7 @@ BASES = {  # what each role is held against
 NEAR = 2
 FALSE_DISCOVERIES = 0.01  # of all cells called regressed or improved, by Benjamini-Hochberg
 FAILED = ("regressed", "wrong")  # for which the commands exit with 1
+UNDECIDED = ("inconclusive", "unproven")
 
 
 class Incomparable(ValueError):
@@ -136,6 +137,22 @@ def proven(found: dict[str, Effect]) -> bool:
     return found["control"].verdict == "equivalent" and found["planted"].verdict == "regressed"
 
 
+def conclusion(found: dict[str, Effect], margin: float) -> str:
+    """The verdict on the head, given the effects of all roles.
+
+    It is the head's own where the controls held. Where they did not, a change still counts if the
+    head's interval lies further from 0 than any end of the A/A control's, by more than the margin.
+    Else it is "unproven".
+    """
+    head, control = found["head"], found["control"]
+    if proven(found):
+        return head.verdict
+    beyond = max(abs(control.low), abs(control.high)) + np.log1p(margin)
+    if head.low > beyond:
+        return "regressed"
+    return "improved" if head.high < -beyond else "unproven"
+
+
 def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
     """A row for each cell: what it is, verdict, base, head, ratio, low, high, pairs.
 
@@ -157,7 +174,7 @@ def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
             continue
         found = effects(log_ratios(cell), least)
         head = found["head"]
-        verdict = head.verdict if proven(found) else "unproven"
+        verdict = conclusion(found, least)
         times = {"ratio": np.exp(head.estimate), "low": np.exp(head.low), "high": np.exp(head.high)}
         pairs = cell["pair"].nunique()
         out.append(one | times | {"p": head.p, "pairs": pairs, "verdict": verdict})

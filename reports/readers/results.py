@@ -137,7 +137,7 @@ def _frame(source: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 def _read_csv(file: Path) -> pd.DataFrame:
     try:
-        rows = pd.read_csv(file)
+        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise NotResults(f"damaged CSV ({str(error).strip()})") from error
     if "kernel_provider" in rows:
@@ -152,7 +152,7 @@ def _read_csv(file: Path) -> pd.DataFrame:
         rows["samples"] = ""
     rows["samples"] = rows["samples"].map(_samples)
     # The last row of a run that was killed may be half written.
-    whole = rows["value"].notna() & rows["n"].notna()
+    whole = rows["n"].notna()
     return rows.loc[whole, [*COLUMNS, "samples"]].assign(source=file.name)
 
 
@@ -187,7 +187,9 @@ def _from_liger(rows: pd.DataFrame) -> pd.DataFrame:
         metric=mode.where(rows["metric_name"] == "speed", mode + "_" + rows["metric_name"]),
         n=1,
     )
-    return tidy.reindex(columns=COLUMNS).assign(source="Liger-Kernel", samples=[()] * len(tidy))
+    tidy = tidy.reindex(columns=COLUMNS)
+    tidy[NUMBERS] = tidy[NUMBERS].apply(pd.to_numeric, errors="coerce")
+    return tidy.assign(source="Liger-Kernel", samples=[()] * len(tidy))
 
 
 def _read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:

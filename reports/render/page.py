@@ -11,8 +11,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports.analysis import verdicts
-from reports.analysis.change_points import ENVIRONMENT, QUANTITY, Change, changes, groups, series
+from reports.analysis.change_points import Change, changes
 from reports.analysis.pick import shape
+from reports.analysis.series import QUANTITY, groups, series
+from reports.analysis.series import SERIES_ENVIRONMENT as ENVIRONMENT
 from reports.readers.results import commit_dates
 from reports.render import plots, tables
 from reports.render.commands import reproduce
@@ -239,7 +241,7 @@ def _histories(rows: pd.DataFrame, names: Iterator[str], left_out: list[str]) ->
             f"Changes were looked for in {len(searched)} of {len(candidates)} histories, those of "
             "the most commits; `python -m reports regressions` looks in all of them."
         )
-    found = [(group, changes(group, MARGIN)) for group in searched]
+    found = list(zip(searched, changes(searched, MARGIN), strict=True))
     found.sort(key=lambda one: -max(map(_weight, one[1]), default=-1.0))
     if len(candidates) > HISTORIES:
         left_out.append(
@@ -315,10 +317,10 @@ def _recent(rows: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
 
 def _weight(change: Change) -> float:
     """By what changes are put in order: the code's before the environment's, open ones first."""
-    size = abs(float(np.log(change.after / change.before)))
+    size = min(change.size, 1e3)
     if change.environment:
-        return size / 1e6
-    return size if change.rise and not change.mended else size / 1e3
+        return size / 1e12
+    return size if change.rise and not change.mended else size / 1e6
 
 
 def _raw(

@@ -120,3 +120,113 @@ def test_ligers_history_is_read_whole() -> None:
     assert not notes
     assert len(rows) == 3608
     assert set(rows["device"]) == {"NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA H100 NVL"}
+
+
+def named(found) -> list[tuple[str, str]]:
+    return [(one.kind, one.commit) for one in found]
+
+
+def test_small_steps_add_up() -> None:
+    values = [1.0] * 20 + [1.04] * 20 + [1.08] * 20
+    [one] = regressions(series("mine", values), 0.05)
+    assert (one.kind, one.commit, one.before, one.after) == (
+        "step",
+        "c20",
+        1.0,
+        pytest.approx(1.08),
+    )
+    assert not regressions(series("mine", values[:40]), 0.05)
+    for seed in range(10):
+        [one] = regressions(series("mine", list(values * noise(60, seed) ** 0.3)), 0.05)
+        assert one.before == pytest.approx(1, rel=0.01)
+        assert one.after == pytest.approx(1.08, rel=0.01)
+
+
+@pytest.mark.parametrize("scatter", [0.0, 0.01, 0.02])
+def test_a_slow_drift_is_named(scatter) -> None:
+    for seed in range(10):
+        values = 1.005 ** np.arange(60) * (1 + scatter * (noise(60, seed) - 1) / 0.01)
+        [one] = regressions(series("mine", list(values)), 0.05)
+        assert one.kind == "drift"
+        assert one.after / one.before == pytest.approx(1.34, rel=0.04)
+        assert "drift, 1" in str(one) or scatter
+        assert not one.environment
+
+
+def test_a_drift_that_all_share_is_the_environments() -> None:
+    drift = 1.005 ** np.arange(60)
+    rows = [series(name, list(drift * noise(60, n))) for n, name in enumerate("abc")]
+    assert [one.environment for one in regressions(pd.concat(rows), 0.05)] == [True, True, True]
+
+
+def test_bytes_have_no_margin_and_no_noise() -> None:
+    rows = series("mine", [100] * 5 + [101] * 5, metric="peak_memory").assign(unit="bytes")
+    [one] = regressions(rows, 0.05)
+    assert (one.commit, one.before, one.after) == ("c5", 100, 101)
+    [one] = regressions(rows.assign(value=[0] * 5 + [5_000_000] * 5), 0.05)
+    assert "0 → 5,000,000 bytes, " in str(one)
+    [one] = regressions(rows.assign(value=[100] * 4 + [104] + [100] * 5), 0.05)
+    assert (one.commit, one.mended) == ("c4", "c5")
+
+
+def test_bytes_that_all_hold_more_are_the_environments_by_their_difference() -> None:
+    rows = [
+        series("logits.builtin", [100] * 5 + [164] * 5, metric="peak_memory"),
+        series("mine", [1000] * 5 + [1064] * 5, metric="peak_memory"),
+        series("worse", [1000] * 5 + [1080] * 5, metric="peak_memory"),
+    ]
+    found = regressions(pd.concat(rows).assign(unit="bytes"), 0.05)
+    assert {one.impl: one.environment for one in found} == {
+        "logits.builtin": True,
+        "mine": True,
+        "worse": False,
+    }
+
+
+def test_what_stopped_is_named() -> None:
+    values = [1.0] * 10 + [np.nan] * 10
+    [one] = regressions(series("mine", values), 0.05)
+    assert (one.kind, one.commit, one.mended) == ("stopped", "c10", "")
+    assert "stopped, no number after 1 ms, open" in str(one)
+    [one] = regressions(series("mine", [*values, 1.0]), 0.05)
+    assert one.mended == "c20"
+    both = pd.concat([series("mine", values), series("logits.builtin", values)])
+    assert all(one.environment for one in regressions(both, 0.05))
+    assert not regressions(series("mine", [np.nan] * 5 + [1.0] * 5), 0.05)
+
+
+def test_a_run_that_failed_stops_what_it_measured_before() -> None:
+    rows = series("mine", [1.0] * 10)
+    failed = rows.iloc[8:].assign(metric="failed", unit="count", value=1)
+    found = regressions(pd.concat([rows.iloc[:8], failed]), 0.05)
+    assert named(found) == [("stopped", "c8")]
+
+
+def test_a_change_beside_a_control_that_moved_in_another_metric_is_the_environments() -> None:
+    def of(impl: str, after: float, metric: str) -> pd.DataFrame:
+        return series(impl, [*(10 * noise(8, 1)), *(after * noise(8, 2))], metric=metric)
+
+    control = of("logits.builtin", 13, "backward")
+    alike, more = of("mine", 12.5, "forward"), of("worse", 20, "forward")
+    found = regressions(pd.concat([control, alike, more]), 0.05)
+    environment = {one.impl: one.environment for one in found}
+    assert environment["mine"]
+    assert not environment["worse"]
+
+
+def test_dates_that_a_rebase_reversed_change_nothing(monkeypatch) -> None:
+    rows = series("mine", [10.0] * 6 + [12.0] * 6)
+    dates = rows["commit_date"].tolist()
+    dates[5], dates[6] = dates[6], dates[5]
+    rebased = rows.assign(commit_date=dates)
+    place = {f"c{n}": n for n in range(12)}
+    monkeypatch.setattr("reports.analysis.series._topological_order", lambda: place)
+    assert str(regressions(rebased, 0.05)[0]) == str(regressions(rows, 0.05)[0])
+
+
+def test_names_and_hashes_stay_as_they_are_in_the_file(tmp_path, capsys) -> None:
+    rows = series("NA", [1.0] * 5 + [2.0] * 5).assign(n=9, workload="null", dtype="float32")
+    rows["commit"] = [f"{n:040d}" for n in range(10)]
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    assert main(["regressions", str(tmp_path / "rows.csv")]) == 1
+    assert f"null · float32 · NA · forward: {5:040d}: 1 → 2 ms" in capsys.readouterr().out

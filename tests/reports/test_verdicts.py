@@ -12,7 +12,9 @@ from reports.analysis.verdicts import (
     ENVIRONMENT,
     FAILED,
     PAIRS,
+    UNDECIDED,
     Incomparable,
+    conclusion,
     effect,
     effects,
     log_ratios,
@@ -238,6 +240,34 @@ def test_looking_after_every_pair_keeps_false_verdicts_rare(heavy: bool) -> None
     slower = [found(MARGIN) for _ in range(400)]
     assert slower.count("regressed") >= 0.92 * 400
     assert slower.count("equivalent") <= 0.05 * 400
+
+
+def test_a_large_change_is_named_in_a_loud_minute() -> None:
+    """The A/A control scatters too much to be called equivalent, and yet +31 % is plainly more."""
+    [loud] = verdicts(rows(1.31, 0.04, pairs=12)).itertuples()
+    assert loud.verdict == "regressed"
+    [faster] = verdicts(rows(0.7, 0.04, pairs=12)).itertuples()
+    assert faster.verdict == "improved"
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("scatter", [0.02, 0.1])
+def test_a_loud_minute_gives_no_false_verdict(scatter: float, heavy: bool) -> None:
+    """The same code, up to 20 looks, by whatever the controls come to."""
+    rng = np.random.default_rng(0)
+
+    def concluded() -> str:
+        noise = rng.standard_t(3, (20, 3)) / 3**0.5 if heavy else rng.standard_normal((20, 3))
+        logs = pd.DataFrame(scatter * noise, columns=list(ROLES))
+        logs["planted"] += np.log1p(MARGIN + 0.01)
+        for looks in range(PAIRS, 21):
+            verdict = conclusion(effects(logs.iloc[:looks], MARGIN), MARGIN)
+            if verdict not in UNDECIDED:
+                return verdict
+        return "undecided"
+
+    found = [concluded() for _ in range(300)]
+    assert found.count("regressed") + found.count("improved") <= 1
 
 
 def test_the_bound_of_a_rate_is_one_sided() -> None:

@@ -1,0 +1,73 @@
+"""Histories: which numbers form a series, and in which order their commits come."""
+
+import functools
+import subprocess
+
+import numpy as np
+import pandas as pd
+
+from reports.readers.results import commit_dates
+
+# Numbers that differ in any of these are never in one series.
+SERIES_ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]
+QUANTITY = ["workload", "dtype", "metric", "unit"]
+
+
+def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The histories whose numbers can be compared: one quantity in one environment.
+
+    Shares are left out, as more overlap is no regression. First calls are left out, as the
+    compiler's cache decides them.
+    """
+    rows = with_failures(rows)
+    rows = rows[(rows["unit"] != "share") & (rows["metric"] != "first_call")]
+    found = rows.groupby([*SERIES_ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
+    return [group for _, group in found]
+
+
+def with_failures(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` in which a run that failed has a row without a number for each metric it lost."""
+    failed = rows["metric"] == "failed"
+    if not failed.any():
+        return rows
+    keys = [*SERIES_ENVIRONMENT, "impl", "workload", "dtype"]
+    metrics = rows.loc[~failed, [*keys, "metric", "unit"]].drop_duplicates()
+    lost = rows[failed].drop(columns=["metric", "unit"]).merge(metrics, on=keys)
+    return pd.concat([rows[~failed], lost.assign(value=np.nan)], ignore_index=True)
+
+
+def series(group: pd.DataFrame) -> dict[str, pd.Series]:
+    """For each implementation of a group: commit to value, oldest first.
+
+    Several values of a commit count as their median. The value is nan at a commit at which the
+    implementation was run and gave no number.
+    """
+    usable = in_order(group[~(group["value"] < 0) & ~np.isinf(group["value"])])
+    medians = usable.groupby(["impl", "commit"], sort=False)["value"].median()
+    return {
+        str(impl): one.droplevel("impl") for impl, one in medians.groupby(level="impl", sort=False)
+    }
+
+
+def in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Parents before children where this clone has all the commits, else by date of commit.
+
+    Dates alone would be wrong after a rebase. Rows whose date is unknown stay as they are.
+    """
+    commits = rows["commit"].astype(str).str.rstrip("+")
+    known = _topological_order()
+    if len(rows) and known and commits.isin(known.keys()).all():
+        return rows.iloc[commits.map(known).argsort(kind="stable")]
+    dates = commit_dates(rows)
+    return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
+
+
+@functools.cache
+def _topological_order() -> dict[str, int]:
+    """The place of each commit of the clone in which this process runs; empty outside a clone."""
+    command = ["git", "rev-list", "--topo-order", "--reverse", "--all"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return {}
+    return {commit: place for place, commit in enumerate(listed.stdout.split())}

@@ -1,0 +1,123 @@
+"""Where a series steps or drifts, and by how much.
+
+Times are cut where asv's ``step_detect`` cuts them. Bytes and counts have no noise: each new value
+is a step. Small steps in the same direction that follow each other add up. A straight line that
+explains the numbers better than steps is a drift.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from asv.step_detect import detect_steps
+from scipy import stats
+
+SEGMENT = 2  # commits at least on either side of a step in time: one alone proves nothing
+DRIFT = 10  # commits at least of a drift
+SURE = 1e-3  # the p-value below which a drift is no chance
+MEMORY_UNITS = ("bytes", "MB")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Values before and after a change, and which part of the series is the last of the change."""
+
+    before: pd.Series
+    after: pd.Series
+    end: int
+    ends: tuple[float, float]  # as they are shown
+
+
+def mode_of(of: pd.Series, numbers: dict[str, pd.Series]) -> str:
+    """How values are compared: "exact" and "amount" by difference, "ratio" by logarithm.
+
+    Ranks on a CPU hold small messages for a moment, so their bytes differ from run to run.
+    """
+    if of["unit"] in ("bytes", "count") and "×" not in str(of["device"]):
+        return "exact"
+    has_zero = any((one == 0).any() for one in numbers.values())
+    return "amount" if of["unit"] in MEMORY_UNITS or has_zero else "ratio"
+
+
+def least_change(before: float, margin: float, mode: str) -> float:
+    """The least change from ``before`` that counts."""
+    if mode == "exact":
+        return 0.0
+    return margin * abs(before) if mode == "amount" else float(np.log1p(margin))
+
+
+def cut(values: pd.Series, margin: float, mode: str) -> list[pd.Series]:
+    """A series cut where it steps. A series within the margin is not cut."""
+    if mode == "exact":
+        return [part for _, part in values.groupby((values != values.shift()).cumsum())]
+    if values.max() - values.min() <= least_change(values.iloc[0], margin, mode):
+        return [values]
+    return [values.iloc[left:right] for left, right, *_ in detect_steps(list(values))]
+
+
+def noise_of(values: pd.Series, parts: list[pd.Series]) -> float:
+    """The scatter of a series about its steps or about a line: the smaller."""
+    around = [np.concatenate([part - part.median() for part in parts])]
+    if len(values) >= DRIFT:
+        around.append(off_the_line(values)[1])
+    return float(min(stats.median_abs_deviation(one, scale="normal") for one in around))
+
+
+def off_the_line(values: pd.Series) -> tuple[tuple[float, float], np.ndarray]:
+    """The ends of a line through a series (Theil and Sen), and the distances from the line."""
+    x = np.arange(len(values))
+    slope, intercept, *_ = stats.theilslopes(values.to_numpy(), x)
+    line = intercept + slope * x
+    return (float(line[0]), float(line[-1])), values.to_numpy() - line
+
+
+def steps(parts: list[pd.Series], margin: float, floor: float, mode: str) -> Iterator[Span]:
+    """Each step; small steps that follow each other in the same direction are one."""
+    medians = [float(part.median()) for part in parts]
+    shifts = np.diff(medians)
+    least = [least_change(before, margin, mode) for before in medians]
+    shortest = 1 if mode == "exact" else SEGMENT
+    long = [len(part) >= shortest for part in parts]
+    real = [abs(shift) > floor and long[n] and long[n + 1] for n, shift in enumerate(shifts)]
+    n = 0
+    while n < len(shifts):
+        start, n = n, n + 1
+        if not real[start]:
+            continue
+        if abs(shifts[start]) <= least[start]:
+            while (
+                n < len(shifts)
+                and real[n]
+                and shifts[n] * shifts[start] > 0
+                and abs(shifts[n]) <= least[n]
+            ):
+                n += 1
+        if abs(medians[n] - medians[start]) > max(least[start], floor):
+            before, after = parts[start], pd.concat(parts[start + 1 : n + 1])
+            yield Span(before, after, n, (medians[start], medians[n]))
+
+
+def drift_of(
+    values: pd.Series, parts: list[pd.Series], margin: float, floor: float, mode: str
+) -> Span | None:
+    """The whole series, if a straight line explains it better than steps do."""
+    count = len(values)
+    if mode == "exact" or count < DRIFT:
+        return None
+    (first, last), distances = off_the_line(values)
+    if abs(last - first) <= max(least_change(first, margin, mode), floor):
+        return None
+    if stats.kendalltau(np.arange(count), values.to_numpy()).pvalue > SURE:
+        return None
+    line = abs(distances)
+    steps = np.concatenate([abs(part - part.median()) for part in parts])
+    # Of two descriptions the better has the smaller information criterion (Laplace's distribution,
+    # as medians are fitted): a line has two numbers, and each further step has two.
+    tiny = 1e-6 * abs(last - first)
+    line_cost = 2 * count * np.log(line.mean() + tiny) + 2 * np.log(count)
+    step_cost = 2 * count * np.log(steps.mean() + tiny) + (2 * len(parts) - 1) * np.log(count)
+    if step_cost <= line_cost:
+        return None
+    quarter = count // 4
+    return Span(values.iloc[:quarter], values.iloc[-quarter:], len(parts), (first, last))
