@@ -3,10 +3,11 @@
 import ast
 import functools
 import importlib.util
+import itertools
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -15,16 +16,18 @@ from asv_runner.benchmarks.mark import SkipNotImplemented
 
 import impls
 from benchmarks import ROOT
-from benchmarks.measure import memory, timers
+from benchmarks.environment.variables import allocator
+from benchmarks.measure import timers
 from benchmarks.measure.availability import Unmeasurable, check_timeable, load, tensors
 from benchmarks.measure.references import REFERENCES, Reference
-from benchmarks.measure.step import Step, describe_excess, step_of
+from benchmarks.measure.step import Step, step_of
+from benchmarks.side_by_side import rounds
 from benchmarks.workloads import workload
 
 Benchmark = TypeVar("Benchmark", bound=Callable[..., Any])
 
 
-def for_asv(**attributes: str) -> Callable[[Benchmark], Benchmark]:
+def for_asv(**attributes: Any) -> Callable[[Benchmark], Benchmark]:
     """Set attributes that asv reads from a benchmark function, such as its ``unit``."""
 
     def decorate(benchmark: Benchmark) -> Benchmark:
@@ -41,31 +44,18 @@ def track_threads() -> int:
     return torch.get_num_threads()
 
 
-@functools.cache
-def asv_step(
-    level: str, impl: str, workload_name: str, dtype: str, device: str
-) -> Step | Reference:
-    """The step of ``impl``. Raises ``SkipNotImplemented`` if it cannot be measured here."""
-    try:
-        check_timeable()
-        if impl == REFERENCES[level].name:
-            return REFERENCES[level](tensors(workload(workload_name), level, dtype, device))
-        loss = load(impl, dtype, device)
-        return step_of(loss, tensors(workload(workload_name), level, dtype, device))
-    except (impls.UnknownImplementation, Unmeasurable) as reason:
-        print(f"skipped: {reason}", file=sys.stderr)
-        raise SkipNotImplemented(str(reason)) from reason
+# asv knows these two of the environments that it builds, and not of one that is there already.
+@for_asv(benchmark_name="environment.track_torch", unit="major, minor, patch", version="1")
+def track_torch() -> int:
+    """torch's version as one number: 2.13.0 is 2013000."""
+    major, minor, patch = map(int, torch.__version__.partition("+")[0].split(".")[:3])
+    return (1000 * major + minor) * 1000 + patch
 
 
-@functools.cache
-def validated(step: Step | Reference, dtype: str) -> Step | Reference:
-    """The step, warmed up. Raises ``ArithmeticError`` if its gradients are wrong."""
-    if isinstance(step, Step):
-        excess = describe_excess(step.errors_and_budgets(step.expected(), dtype))
-        if excess:
-            raise ArithmeticError(f"{step.name}: {excess}")
-    step.forward_backward()
-    return step
+@for_asv(benchmark_name="environment.track_pinned_allocator", unit="1 or 0", version="1")
+def track_pinned_allocator() -> int:
+    """Whether glibc's allocator keeps large blocks."""
+    return int(allocator() == "pinned")
 
 
 def is_importable(file: Path) -> bool:
@@ -98,12 +88,23 @@ PROFILES = {
     "regular": (["gpt2_text@256", "gpt2_text"], ["float32", "bfloat16"]),
     "large": (["gpt2_text", "llama3_8b", "gemma2_2b", "qwen2_5_7b"], ["float32", "bfloat16"]),
 }
+PROFILE = os.environ.get("BENCHMARK_PROFILE", "quick")
+if PROFILE not in PROFILES:
+    sys.exit(f"BENCHMARK_PROFILE is {PROFILE!r}: it must be one of {', '.join(PROFILES)}")
+
+TIMED = ("forward", "forward_backward")
+
+# What one level gives: for each (implementation, workload, dtype) its metrics. The value of a time
+# is the list of its samples.
+Numbers = dict[tuple[str, str, str], dict[str, Any]]
 
 
 class Suite(ABC):
     """The asv benchmarks of one level on one device: each implementation, workload and dtype.
 
-    Steps come from cached functions, because asv would call a ``setup`` again for every call.
+    asv calls ``setup_cache`` once for a commit. It measures all implementations in turn, round by
+    round, in one process, and the benchmarks only report its numbers. Each suite defines
+    ``setup_cache`` itself: asv tells two of them apart by the line on which they begin.
     """
 
     @property
@@ -113,11 +114,6 @@ class Suite(ABC):
     device = "cpu"
     params: ClassVar[list[list[str]]]
     param_names: ClassVar = ["impl", "workload", "dtype"]
-    # A call takes a millisecond or more, so a sample is one call. The first call is the warm-up.
-    number = 1
-    repeat = (5, 100, 1.5)  # samples at least, samples at most, seconds at most
-    rounds = 1
-    timeout = 600.0
     # Raised by hand when what is measured changes. By default asv hashes the source.
     version = "1"
 
@@ -132,40 +128,119 @@ class Suite(ABC):
             if name.startswith(f"{level}.")
             and is_importable(folder.joinpath(*name.split(".")).with_suffix(".py"))
         ]
-        profile = os.environ.get("BENCHMARK_PROFILE", "quick")
-        if profile not in PROFILES:
-            sys.exit(f"BENCHMARK_PROFILE is {profile!r}: it must be one of {', '.join(PROFILES)}")
-        workloads, dtypes = PROFILES[profile]
-        cls.params = [[*names, REFERENCES[level].name], workloads, dtypes]
+        cls.params = [[*names, REFERENCES[level].name], *PROFILES[PROFILE]]
+        if PROFILE == "quick" or level == "sharded":
+            cls.time_forward = cls.time_forward_backward = None  # type: ignore[assignment]
 
-    def step(self, impl: str, workload: str, dtype: str) -> Step | Reference:
-        return asv_step(self.level, impl, workload, dtype, self.device)
+    def measure(self) -> Numbers:
+        """All that the benchmarks report. An implementation that cannot run here has no numbers."""
+        numbers: Numbers = {}
+        names, workloads, dtypes = self.params
+        for name, dtype in itertools.product(workloads, dtypes):
+            try:
+                check_timeable()
+                losses = list(loadable(names, dtype, self.device))
+                inputs = tensors(workload(name), self.level, dtype, self.device)
+            except Unmeasurable as reason:
+                print(f"skipped: {reason}", file=sys.stderr)
+                continue
+            for row in rounds.measure(losses, inputs, dtype, self.device, TIMED):
+                value = row["samples"] if "samples" in row else row["value"]
+                numbers.setdefault((row["impl"], name, dtype), {})[row["metric"]] = value
+        return numbers
 
-    def time_forward(self, impl, workload, dtype):
-        validated(self.step(impl, workload, dtype), dtype).forward()
-        timers.synchronize(self.device)
+    @for_asv(unit="ms")
+    def track_forward(self, numbers, *cell):
+        return samples_of(numbers, "forward", cell)
 
-    def time_forward_backward(self, impl, workload, dtype):
-        validated(self.step(impl, workload, dtype), dtype).forward_backward()
-        timers.synchronize(self.device)
+    @for_asv(unit="ms")
+    def track_forward_backward(self, numbers, *cell):
+        return samples_of(numbers, "forward_backward", cell)
+
+    @for_asv(unit="× reference")
+    def track_forward_multiple(self, numbers, *cell):
+        return self.multiples(numbers, "forward", cell)
+
+    @for_asv(unit="× reference")
+    def track_forward_backward_multiple(self, numbers, *cell):
+        return self.multiples(numbers, "forward_backward", cell)
+
+    def multiples(self, numbers: Numbers, metric: str, cell: tuple[str, ...]) -> Any:
+        """The ratios of the samples to those of the reference, within rounds."""
+        _, *rest = cell
+        times = number_of(numbers, metric, cell)
+        base = number_of(numbers, metric, (REFERENCES[self.level].name, *rest))
+        if len(times) != len(base):
+            raise SkipNotImplemented("some rounds are missing")
+        ratios = [time / reference for time, reference in zip(times, base, strict=True)]
+        return {"samples": ratios, "number": 1}
 
     @for_asv(unit="bytes")
-    def track_peak_memory(self, impl, workload, dtype):
-        step = self.step(impl, workload, dtype)
-        if isinstance(step, Reference):
-            return step.gradient_bytes()
-        return memory.peak_memory(step.forward_backward, self.device)
+    def track_peak_memory(self, numbers, *cell):
+        return number_of(numbers, "peak_memory", cell)
 
     @for_asv(unit="bytes")
-    def track_saved_memory(self, impl, workload, dtype):
-        step = self.step(impl, workload, dtype)
-        if isinstance(step, Reference):
-            raise SkipNotImplemented("a reference saves nothing")
-        return memory.saved_memory(step.forward, self.device)
+    def track_saved_memory(self, numbers, *cell):
+        return number_of(numbers, "saved_memory", cell)
 
     @for_asv(unit="relative")
-    def track_error(self, impl, workload, dtype):
-        step = self.step(impl, workload, dtype)
-        if isinstance(step, Reference):
-            raise SkipNotImplemented("a reference computes no loss")
-        return step.errors(step.expected())[0]
+    def track_error(self, numbers, *cell):
+        return number_of(numbers, "error", cell)
+
+    # asv's own timing, one cell after the other, in all profiles but "quick".
+    number = 1
+    repeat = (5, 100, 1.5)  # samples at least, samples at most, seconds at most
+    rounds = 1
+    timeout = 600.0
+
+    def time_forward(self, numbers, *cell):
+        self.step(numbers, cell).forward()
+        timers.synchronize(self.device)
+
+    def time_forward_backward(self, numbers, *cell):
+        self.step(numbers, cell).forward_backward()
+        timers.synchronize(self.device)
+
+    def step(self, numbers: Numbers, cell: tuple[str, ...]) -> Step | Reference:
+        number_of(numbers, "forward", cell)  # a loss that has no time there has none here
+        return warm_step(self.level, self.device, *cell)
+
+
+@functools.cache
+def warm_step(level: str, device: str, impl: str, name: str, dtype: str) -> Step | Reference:
+    """The step of ``impl``, called once."""
+    inputs = tensors(workload(name), level, dtype, device)
+    is_reference = impl == REFERENCES[level].name
+    step = REFERENCES[level](inputs) if is_reference else step_of(load(impl, dtype, device), inputs)
+    step.forward_backward()
+    return step
+
+
+def loadable(names: Sequence[str], dtype: str, device: str) -> Iterator[impls.Loss]:
+    """The losses among ``names`` that run here; a line for each of the others."""
+    for name in names:
+        if name.endswith(".reference"):
+            continue
+        try:
+            yield load(name, dtype, device)
+        except (impls.UnknownImplementation, Unmeasurable) as reason:
+            print(f"skipped: {reason}", file=sys.stderr)
+
+
+def number_of(numbers: Numbers, metric: str, cell: tuple[str, ...]) -> Any:
+    """The number of a cell. Raises ``SkipNotImplemented`` if the cell was not measured.
+
+    Raises ``ArithmeticError`` if it has no time because its gradients are wrong or it raised.
+    """
+    impl, name, dtype = cell
+    found = numbers.get((impl, name, dtype))
+    if found is None or (metric not in found and impl.endswith(".reference")):
+        raise SkipNotImplemented(f"{impl} has no {metric} here")
+    if metric not in found:
+        raise ArithmeticError(f"{impl} failed, or its gradients are wrong: it has no {metric}")
+    return found[metric]
+
+
+def samples_of(numbers: Numbers, metric: str, cell: tuple[str, ...]) -> dict[str, Any]:
+    """The samples of a time, in the form in which asv keeps samples."""
+    return {"samples": number_of(numbers, metric, cell), "number": 1}

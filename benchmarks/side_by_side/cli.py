@@ -27,6 +27,7 @@ from benchmarks.ranks import torchrun
 from benchmarks.ranks.pool import needs_ranks
 from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.failures import DeviceLost, first_line
+from benchmarks.side_by_side.rows import Row, append_rows, with_interval
 from benchmarks.workloads import Workload, workload
 
 TORCHRUN = "torchrun --nproc-per-node K -m benchmarks"
@@ -78,7 +79,7 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
         "dtype": arguments.dtype,
         **describe(arguments.device, torchrun.world_size() if torchrun.started else None),
     }
-    rows: list[rounds.Row] = []
+    rows: list[Row] = []
     code = 0
     try:
         for level in impls.loss.FUNCTIONS:
@@ -86,7 +87,7 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
                 continue
             try:
                 measured = level_rows(arguments, chosen, group)
-                rows.extend(rounds.append_rows(arguments.out, (cell | row for row in measured)))
+                rows.extend(append_rows(arguments.out, (cell | row for row in measured)))
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)
             except (
@@ -109,12 +110,13 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
 
 def level_rows(
     arguments: argparse.Namespace, chosen: Workload, group: list[impls.Loss]
-) -> Iterator[rounds.Row]:
+) -> Iterator[Row]:
     """The rows of one level's losses. Raises ``Unmeasurable`` if free memory is too small."""
     dtype, device = arguments.dtype, arguments.device
     memory.free_cache(device)  # after the level before
     inputs = tensors(chosen, group[0].level, dtype, device)
-    yield from rounds.measure(group, inputs, dtype, device, arguments.passes)
+    measured = rounds.measure(group, inputs, dtype, device, arguments.passes)
+    yield from map(with_interval, measured)
 
 
 def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:

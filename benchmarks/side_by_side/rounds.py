@@ -1,12 +1,9 @@
 """Times the losses of one level in turn, round after round, so all share the machine's noise."""
 
-import csv
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 from torch import Tensor
 from tqdm import tqdm
@@ -18,19 +15,15 @@ from benchmarks.measure.references import REFERENCES, Reference, ShardedReferenc
 from benchmarks.measure.step import PASSES, ShardedStep, Step, describe_excess, step_of
 from benchmarks.ranks import torchrun
 from benchmarks.side_by_side.failures import DeviceLost, Failures
+from benchmarks.side_by_side.noise import noisy_times
+from benchmarks.side_by_side.rows import Row, exact_row
+from benchmarks.side_by_side.sampler import Sample, Sampler
 
 ROUNDS = (9, 60)  # at least, at most
 # How long the rounds may take, after the least number. A GPU's samples scatter by less than 1 %.
 SECONDS = {"cpu": 20.0, "cuda": 8.0}
 
-Row = dict[str, Any]
-
-
-class Sample(NamedTuple):
-    impl: str
-    metric: str
-    value: float  # milliseconds, or a share
-    card: gpu_state.Reading | None = None  # the GPU's state right after, where it is known
+Samples = dict[tuple[str, str], list[Sample]]  # by implementation and metric, by round
 
 
 def measure(
@@ -42,8 +35,9 @@ def measure(
 ) -> Iterator[Row]:
     """Rows (impl, metric, unit, value, ci_low, ci_high, n) of one level's losses and its reference.
 
-    The row of a time also has the samples, in the order in which they were taken, and the state of
-    the GPU.
+    The row of a time has (impl, metric, unit, samples, gpu_state, noisy): the samples are a list in
+    the order of the rounds. ``rows.with_interval`` adds the rest. Where times fail the checks of
+    ``noise``, the rounds of their metrics are run once more. Times that fail again are noisy.
 
     First calls, errors and memory come first, each as soon as it is measured. The times of all
     losses follow. Ctrl-C or ``DeviceLost`` ends the rounds: the rows of the samples so far come
@@ -70,18 +64,76 @@ def measure(
     for loss in correct:
         if step := failures.attempt(loss.name, step_of, loss, tensors):
             steps[loss.name] = step
-    samples: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    interruption = None
     sampler = Sampler(steps, device)
+    samples: Samples = {}
+    noisy: set[tuple[str, str]] = set()
+    interruption = None
     try:
-        for sample in take_rounds(sampler, passes, failures):
-            samples[sample.impl, sample.metric].append(sample)
+        for kept in checked_rounds(sampler, passes, failures):
+            samples, noisy = kept
     except (KeyboardInterrupt, DeviceLost) as error:
         interruption = error
-    yield from (sampled_row(samples[cell], sampler.card) for cell in sorted(samples))
+    for cell in sorted(samples):
+        yield sampled_row(samples[cell], cell in noisy, sampler.card)
     yield from (exact_row(name, "failed", "count", 1) for name in sorted(failures.names))
     if interruption is not None:
         raise interruption
+
+
+def checked_rounds(
+    sampler: Sampler, passes: Sequence[str], failures: Failures
+) -> Iterator[tuple[Samples, set[tuple[str, str]]]]:
+    """The samples so far and their noisy cells, after each round.
+
+    If some times are noisy after the last round, the rounds of their metrics are run once more. Of
+    each metric the samples with fewer noisy times are kept.
+    """
+    reference = next(name for name, step in sampler.steps.items() if isinstance(step, Reference))
+    samples: Samples = defaultdict(list)
+    for sample in take_rounds(sampler, passes, failures):
+        samples[sample.impl, sample.metric].append(sample)
+        yield samples, set()
+    noisy = noisy_cells(samples, reference)
+    again = [name for name in passes if name in {metric for _, metric in noisy}]
+    yield samples, noisy
+    if not again:
+        return
+    tqdm.write(f"measured again, as the machine was not steady: {', '.join(again)}")
+    second: Samples = defaultdict(list)
+    for sample in take_rounds(sampler, again, failures, extras=False):
+        second[sample.impl, sample.metric].append(sample)
+    noisy_again = noisy_cells(second, reference)
+    for metric in again:
+        before, after = ({cell for cell in of if cell[1] == metric} for of in (noisy, noisy_again))
+        if len(after) <= len(before):
+            samples |= {cell: taken for cell, taken in second.items() if cell[1] == metric}
+            noisy = (noisy - before) | after
+    yield samples, noisy
+
+
+def noisy_cells(samples: Samples, reference: str) -> set[tuple[str, str]]:
+    times = {cell: usable(taken) for cell, taken in samples.items() if cell[1] in PASSES}
+    return noisy_times(times, reference)
+
+
+def usable(samples: Sequence[Sample]) -> list[float]:
+    """The values that were not taken while the card throttled, if enough of them remain."""
+    cool = [sample for sample in samples if not (sample.card and sample.card.throttled)]
+    return [sample.value for sample in (cool if len(cool) >= ROUNDS[0] else samples)]
+
+
+def sampled_row(samples: Sequence[Sample], noisy: bool, card: gpu_state.Card | None) -> Row:
+    """The row of a time or a share, with its samples."""
+    impl, metric = samples[0].impl, samples[0].metric
+    readings = [sample.card for sample in samples if sample.card]
+    return {
+        "impl": impl,
+        "metric": metric,
+        "unit": "share" if metric == "overlap" else "ms",
+        "samples": usable(samples),
+        "gpu_state": card.describe(readings) if card and readings else "",
+        "noisy": int(noisy),
+    }
 
 
 def rows_of_each(
@@ -139,13 +191,15 @@ def memory_rows(step: Step, device: str) -> Iterator[Row]:
         yield exact_row(step.name, "collectives", "count", count)
 
 
-def take_rounds(sampler: "Sampler", passes: Sequence[str], failures: Failures) -> Iterator[Sample]:
+def take_rounds(
+    sampler: Sampler, passes: Sequence[str], failures: Failures, extras: bool = True
+) -> Iterator[Sample]:
     """Sample each pass of each step once a round. Each round has a random order.
 
     A step that raises is left out from then on.
     """
     cells = [(name, pass_) for name in sampler.steps for pass_ in passes]
-    if "forward_backward" in passes:
+    if extras and "forward_backward" in passes:
         cells += [(name, extra) for name in sampler.steps for extra in sampler.extras(name)]
     for cell in cells:
         failures.attempt(cell[0], sampler.prepare, *cell)
@@ -158,95 +212,3 @@ def take_rounds(sampler: "Sampler", passes: Sequence[str], failures: Failures) -
     for _ in tqdm(range(max(least, min(most, fitting))), desc="rounds", leave=False):
         for cell in order.sample(cells, len(cells)):
             yield from failures.attempt(cell[0], sampler.take, *cell) or []
-
-
-class Sampler:
-    """Times one call of one pass of a step: by the CPU's clock, or by the GPU's."""
-
-    def __init__(self, steps: Mapping[str, Step | Reference], device: str) -> None:
-        self.steps, self.device = steps, device
-        self.events = timers.EventTimer() if device == "cuda" else None
-        self.card = gpu_state.card(device)
-        self.launches: dict[tuple[str, str], float] = {}  # the host's milliseconds for each pass
-
-    def extras(self, name: str) -> list[str]:
-        """What is measured of both passes together, beside their time."""
-        step = self.steps[name]
-        launch = ["launch"] if self.events and isinstance(step, Step) else []
-        several_ranks = torchrun.world_size() > 1 and isinstance(step, ShardedStep)
-        return launch + (["communication"] if several_ranks else [])
-
-    def prepare(self, name: str, pass_: str) -> None:
-        """On a GPU, measure how long the host needs to launch a pass. A first call may compile."""
-        if self.events and pass_ in PASSES:
-            self.call_of(name, pass_)()
-            self.launches[name, pass_] = timers.launch(self.call_of(name, pass_))
-
-    def take(self, name: str, pass_: str) -> list[Sample]:
-        """Make one call. Return a sample of each metric that the call gives."""
-        if pass_ == "communication":
-            run = self.steps[name].forward_backward
-            seconds, hidden = collectives.communication(run, self.device)
-            overlap = [] if hidden is None else [Sample(name, "overlap", hidden)]
-            return [Sample(name, pass_, 1e3 * seconds), *overlap]
-        if pass_ == "launch":
-            value = timers.launch(self.steps[name].forward_backward)
-        elif self.events:
-            value = self.events.milliseconds(self.call_of(name, pass_), self.launches[name, pass_])
-        else:
-            value = 1e3 * timers.seconds(self.call_of(name, pass_), self.device)
-        return [Sample(name, pass_, value, self.card.try_read() if self.card else None)]
-
-    def call_of(self, name: str, pass_: str) -> Callable[[], Any]:
-        """The call to time. Before a "backward", this runs the forward, which is not timed."""
-        step = self.steps[name]
-        if pass_ != "backward":
-            return getattr(step, pass_)
-        loss: Any = step.forward()
-        return lambda: step.backward(loss)
-
-
-def exact_row(impl: str, metric: str, unit: str, value: float) -> Row:
-    """The row of a quantity that has no noise."""
-    cell = {"impl": impl, "metric": metric, "unit": unit}
-    return cell | {"value": value, "ci_low": value, "ci_high": value, "n": 1}
-
-
-def sampled_row(samples: Sequence[Sample], card: gpu_state.Card | None) -> Row:
-    """The row of a time or a share: the median of the samples, with a 95 % interval.
-
-    Samples taken while the card throttled are left out, if at least ``ROUNDS[0]`` others remain.
-    """
-    from reports.analysis.intervals import median_interval
-
-    impl, metric = samples[0].impl, samples[0].metric
-    cool = [sample for sample in samples if not (sample.card and sample.card.throttled)]
-    values = [sample.value for sample in (cool if len(cool) >= ROUNDS[0] else samples)]
-    value, low, high = median_interval(values)
-    cell = {"impl": impl, "metric": metric, "unit": "share" if metric == "overlap" else "ms"}
-    interval = {"value": value, "ci_low": low, "ci_high": high}
-    listed = " ".join(f"{value:.5g}" for value in values)
-    readings = [sample.card for sample in samples if sample.card]
-    state = card.describe(readings) if card and readings else ""
-    return cell | interval | {"n": len(values), "samples": listed, "gpu_state": state}
-
-
-def append_rows(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield each row after it is written to the CSV at ``path``.
-
-    A file that has a header keeps its columns, because an older version may have written it.
-    """
-    from reports.readers.results import COLUMNS
-
-    with path.open("a+", newline="", encoding="utf-8") as file:
-        file.seek(0)
-        header = next(csv.reader(file), None)
-        columns = header or [*COLUMNS, "samples", "gpu_state"]
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        for row in rows:
-            if not header:  # with the first row: a run that measures nothing leaves no header
-                writer.writeheader()
-                header = columns
-            writer.writerow(row)
-            file.flush()
-            yield row
