@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports.analysis import calibration, verdicts
+from reports.analysis import calibration, selection, verdicts
 from reports.analysis.change_points import regressions
 from reports.analysis.pick import NoPick, pick
 from reports.analysis.series import QUANTITY
 from reports.analysis.series import SERIES_ENVIRONMENT as ENVIRONMENT
-from reports.readers.results import COLUMNS, of_kind, read
+from reports.commands import import_line
+from reports.readers.files import of_kind, read
+from reports.readers.schema import COLUMNS
 from reports.render import page, tables
-from reports.render.commands import import_line
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     rows[COLUMNS].to_csv(out / "tidy.csv", index=False)
     tables.wide(rows).to_csv(out / "wide.csv", index=False)
-    summary = tables.render(tables.newest(rows))
+    summary = tables.render(selection.newest(rows))
     paths = existing(arguments.paths)
     edge_cases = merged(
         tables_of(

@@ -34,7 +34,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
 
     A file that has a header keeps its columns, because an older version may have written it.
     """
-    from reports.readers.results import COLUMNS
+    from reports.readers.schema import COLUMNS
 
     with path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
+from reports.analysis.selection import TOTAL, level_of, measured, newest, run
 from reports.analysis.series import SERIES_ENVIRONMENT as ENVIRONMENT
 from reports.analysis.series import in_order as by_date
-from reports.render.tables import TOTAL, level_of, measured, newest, number, run
+from reports.render.tables import number
 
 SHAPES = Path(__file__).parents[2] / "benchmarks" / "workloads" / "workloads.csv"
 Shape = tuple[int, int, int]  # tokens N, hidden D, vocabulary V
@@ -111,7 +112,7 @@ def pick(
     if shape(workload) is None and workload not in set(rows["workload"]):
         near = difflib.get_close_matches(workload, _shapes(), n=3, cutoff=0.4) or list(_shapes())
         raise NoPick(f"no workload {workload!r}; did you mean {', '.join(near)}?")
-    wanted = (rows["impl"].map(level_of) == "linear") & ~rows["impl"].str.endswith(".limit")
+    wanted = (rows["impl"].map(level_of) == "linear") & ~rows["impl"].str.endswith(".reference")
     if device is not None:
         wanted &= (rows["device"] == "cpu") == (device == "cpu")
     if dtype is not None:

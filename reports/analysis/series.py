@@ -6,7 +6,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 
-from reports.readers.results import commit_dates
+from reports.readers.schema import commit_dates
 
 # Numbers that differ in any of these are never in one series.
 SERIES_ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]

@@ -11,7 +11,7 @@ from benchmarks.suite import PROFILES
 from benchmarks.workloads import WORKLOADS
 from reports.__main__ import main
 from reports.analysis.pick import Model, shape
-from reports.render.commands import import_line, reproduce
+from reports.commands import import_line, reproduce
 from tests.reports.test_reports import tidy, write_csv
 
 MIB = 2**20

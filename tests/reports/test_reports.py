@@ -9,9 +9,10 @@ import pytest
 
 from reports.__main__ import main
 from reports.analysis.intervals import median_interval
-from reports.readers.results import COLUMNS, read
+from reports.commands import reproduce
+from reports.readers.files import read
+from reports.readers.schema import COLUMNS
 from reports.render import tables
-from reports.render.commands import reproduce
 
 ANOTHER_PROJECT = json.dumps(
     {

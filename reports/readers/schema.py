@@ -1,0 +1,52 @@
+"""The columns of a tidy row, and what every reader gives: a DataFrame of such rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+COLUMNS = [
+    "machine",
+    "device",
+    "hardware",
+    "commit",
+    "commit_date",
+    "torch",
+    "threads",
+    "allocator",
+    "impl",
+    "workload",
+    "dtype",
+    "metric",
+    "unit",
+    "value",
+    "ci_low",
+    "ci_high",
+    "n",
+]
+NUMBERS = ["threads", "value", "ci_low", "ci_high", "n"]
+TEXTS = [name for name in COLUMNS if name not in NUMBERS]
+# What a file may have beside these: the samples of a time, and whether it failed its checks.
+EXTRAS = ["samples", "noisy"]
+
+
+class NotResults(ValueError):
+    """A file that is not what its name and place promise; the message says in what."""
+
+
+def frame(source: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Tidy rows, with the kind of run that they are from."""
+    return whole(pd.DataFrame(rows), source)
+
+
+def whole(rows: pd.DataFrame, source: str) -> pd.DataFrame:
+    """``rows`` with all columns: what is missing is empty."""
+    rows = rows.reindex(columns=[*COLUMNS, *EXTRAS]).assign(source=source)
+    samples = [one if isinstance(one, tuple) else () for one in rows["samples"]]
+    noisy = pd.to_numeric(rows["noisy"], errors="coerce").fillna(0).astype(bool)
+    return rows.assign(samples=pd.Series(samples, index=rows.index, dtype=object), noisy=noisy)
+
+
+def commit_dates(rows: pd.DataFrame) -> pd.Series:
+    """When each row's commit was made; NaT where that is not known."""
+    return pd.to_datetime(rows["commit_date"], utc=True, errors="coerce", format="ISO8601")

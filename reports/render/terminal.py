@@ -1,0 +1,136 @@
+"""Tables for a terminal: one number a cell, as many columns as fit."""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from reports.analysis.selection import SORTED_BY, TOTAL, cells, level_of, measured, run, title
+from reports.render.tables import error, interval, number
+
+MEBIBYTE = 2**20
+PASSES = {
+    TOTAL: "forward +\nbackward",
+    "forward_backward": "forward +\nbackward",
+    "forward": "forward",
+    "backward": "backward",
+    "forward_backward_unit": "forward +\nbackward",
+}
+NOISY = "~"  # in front of a time
+
+
+def show(rows: pd.DataFrame, console: Console | None = None) -> None:
+    """Print a table for each level, workload, dtype and run, in the width of the terminal."""
+    console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    for cell in cells(rows):
+        console.print()
+        console.print(table(cell, console.width))
+        console.print(Text(run(cell), style="dim"))
+    for line in legend(rows):
+        console.print(Text(line, style="dim"))
+
+
+def legend(rows: pd.DataFrame) -> Iterator[str]:
+    """What the columns and marks of ``rows`` mean."""
+    yield (
+        "× builtin: the time over that of PyTorch's own loss. × reference: over a copy of the "
+        "logits, or the matrix products alone. error: of the gradients, relative to float64. "
+        "peak MiB: what forward and backward allocate."
+    )
+    if rows["noisy"].any():
+        yield f"{NOISY} noisy: the time did not pass its checks, also when it was measured again."
+    failed = sorted(rows.loc[rows["metric"] == "failed", "impl"].unique())
+    if failed:
+        yield f"Failed while it was measured: {', '.join(failed)}. The run says why."
+
+
+def table(cell: pd.DataFrame, width: int) -> Table:
+    """One cell's implementations, the fastest first. The fastest that is not noisy is bold."""
+    values = measured(cell)
+    main = next((name for name in (TOTAL, *SORTED_BY) if values[name].notna().any()), None)
+    noisy = set(values.index[values["noisy"]])
+    level = level_of(str(values.index[0]))
+    columns = {"loss": [_short(str(impl)) for impl in values.index]}
+    columns |= dict(_columns(cell, values, main, level, noisy))
+    out = Table(box=box.SIMPLE_HEAD, title=escape(title(cell)), title_justify="left")
+    room = width
+    kept: list[str] = []
+    for name, texts in columns.items():
+        room -= max(map(len, [*name.split("\n"), *texts])) + 3
+        if room < 0 and len(kept) >= 4:
+            break
+        kept.append(name)
+        out.add_column(name, justify="left" if name == "loss" else "right", no_wrap=True)
+    losses = [impl for impl in values.index if not str(impl).endswith(".reference")]
+    timed = [impl for impl in losses if main and pd.notna(values.at[impl, main])]
+    fastest = next((impl for impl in timed if impl not in noisy), None)
+    for n, impl in enumerate(values.index):
+        style = "bold" if impl == fastest else "dim" if impl not in losses else ""
+        out.add_row(*(escape(columns[name][n]) for name in kept), style=style)
+    return out
+
+
+def _columns(
+    cell: pd.DataFrame, values: pd.DataFrame, main: str | None, level: str, noisy: set[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Header and texts of each column that has numbers, the most important first."""
+    if main is not None:
+        marks = [NOISY if impl in noisy else "" for impl in values.index]
+        times = zip(marks, values[main], strict=True)
+        yield f"{PASSES[main]}, ms", [mark + number(value) for mark, value in times]
+        for base in ("builtin", "reference"):
+            if f"{level}.{base}" in values.index:
+                ratios = within_rounds(cell, main, f"{level}.{base}", values[main])
+                yield f"×\n{base}", [number(ratio) for ratio in ratios]
+    yield from _numbers(values, "peak_memory", "peak\nMiB", MEBIBYTE)
+    if values["error"].notna().any():
+        yield "error", [error(value) for value in values["error"]]
+    for name in ("forward", "backward"):
+        if name != main:
+            yield from _numbers(values, name, f"{name},\nms")
+    yield from _numbers(values, "saved_memory", "saved\nMiB", MEBIBYTE)
+    yield from _numbers(values, "sent", "sent\nMiB", MEBIBYTE)
+    yield from _numbers(values, "communication", "communi-\ncation, ms")
+    if values["overlap"].notna().any():
+        ends = zip(values["overlap_low"], values["overlap_high"], strict=True)
+        yield "overlap", [interval(low, high) for low, high in ends]
+    yield from _numbers(values, "launch", "launch,\nms")
+    yield from _numbers(values, "reserved_memory", "reserved\nMiB", MEBIBYTE)
+    yield from _numbers(values, "first_call", "first\ncall, s")
+
+
+def within_rounds(
+    cell: pd.DataFrame, metric: str, base: str, medians: pd.Series
+) -> Iterator[float]:
+    """Each time over that of ``base``: the median of the ratios of each round.
+
+    Where samples were not kept, or some were left out, it is the ratio of the medians.
+    """
+    if metric == TOTAL:
+        units = cell.loc[cell["metric"] == "forward_backward_unit", "impl"]
+        metric = "forward_backward_unit" if set(medians.index) <= set(units) else "forward_backward"
+    rows = cell[cell["metric"] == metric].drop_duplicates("impl", keep="last").set_index("impl")
+    samples = rows["samples"].map(np.asarray)
+    for impl, median in medians.items():
+        pair = [samples.get(name, np.empty(0)) for name in (impl, base)]
+        same = len(pair[0]) == len(pair[1]) > 0
+        yield float(np.median(pair[0] / pair[1])) if same else median / medians[base]
+
+
+def _numbers(
+    values: pd.DataFrame, metric: str, name: str, scale: float = 1
+) -> Iterator[tuple[str, list[str]]]:
+    if values[metric].notna().any():
+        yield name, [number(value / scale) for value in values[metric]]
+
+
+def _short(impl: str) -> str:
+    """The name without its level, which the title has; of a long name the end."""
+    name = impl.partition(".")[2] or impl
+    return name if len(name) <= 28 else f"…{name[-27:]}"
