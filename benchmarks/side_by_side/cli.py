@@ -75,6 +75,7 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
 
     cell = {
         "workload": chosen.name,
+        "text": chosen.text_hash,
         "dtype": arguments.dtype,
         **describe(arguments.device, torchrun.world_size() if torchrun.started else None),
     }
