@@ -136,25 +136,38 @@ def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.L
     return losses
 
 
+DESCRIPTION = """\
+Measure losses side by side, now, on this machine: forward, backward, both, peak memory,
+saved memory and error. The losses take turns, round after round, next to a reference.
+`python -m benchmarks --help` lists the other commands."""
+EXAMPLES = """\
+examples:
+  python -m benchmarks
+  python -m benchmarks --impl linear.fused --impl my_loss.py --workload gpt2_text@256
+  python -m benchmarks --workload llama3_8b@8192 --dtype bfloat16 --device cuda
+  torchrun --nproc-per-node 2 -m benchmarks --workload notebook"""
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Cross-entropy implementations side by side, now, on this machine. As the "
-        "first word, `edge-cases`: what each does in edge cases; `compare`: one revision against "
-        "another; `calibrate`: what that can see here; `plan`: what any size would need.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=options.HelpFormatter,
     )
     options.add(parser, "--impl")
     options.add(parser, "--workload", default="gpt2_text")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="a text of yours for gpt2_text")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="your own text for gpt2_text and gpt2_trained"
+    )
     options.add(parser, "--dtype")
     options.add(parser, "--device")
-    options.add(parser, "--pass", help="what to time (repeatable; all, if none)")
+    options.add(parser, "--pass")
     parser.add_argument(
         "--allocator",
         default="pinned",
         choices=("pinned", "default"),
-        help="glibc's, told to keep large blocks, or as it comes",
+        help="glibc's allocator: told to keep large blocks, or with its own settings",
     )
     parser.add_argument(
         "--out",
