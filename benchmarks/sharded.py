@@ -1,4 +1,4 @@
-"""asv: the losses of a vocabulary that is split between two processes.
+"""asv: measures the losses of a vocabulary that is split between two processes.
 
 Both ranks run the benchmark of ``_OneRank`` in lock step. The times contain the request to the
 ranks and their answer, a fraction of a millisecond.

@@ -121,19 +121,19 @@ def workload(name: str, text: Path | None = None) -> Workload:
     if base not in WORKLOADS or (at and not count.isdecimal()):
         near = difflib.get_close_matches(base, WORKLOADS, n=3, cutoff=0.4) or list(WORKLOADS)
         raise UnknownWorkload(f"no workload {name!r}; did you mean {', '.join(near)}?")
-    found = replace(WORKLOADS[base], name=name)
+    chosen = replace(WORKLOADS[base], name=name)
     if at:
         if base == "notebook":
-            raise UnknownWorkload(f"the notebook has {found.tokens} tokens, no more and no fewer")
-        found = replace(found, tokens=int(count))
+            raise UnknownWorkload(f"the notebook has {chosen.tokens} tokens, no more and no fewer")
+        chosen = replace(chosen, tokens=int(count))
     if base in WITH_TEXT:
         if text is not None:
-            found = replace(found, name=f"{name}:{text.name}", text=text)
-        if len(tokens(text)) <= found.tokens:
+            chosen = replace(chosen, name=f"{name}:{text.name}", text=text)
+        if len(tokens(text)) <= chosen.tokens:
             raise UnknownWorkload(
-                f"{found.name} needs {found.tokens + 1} tokens, the text has {len(tokens(text))}"
+                f"{chosen.name} needs {chosen.tokens + 1} tokens, the text has {len(tokens(text))}"
             )
-    return found
+    return chosen
 
 
 @functools.cache
@@ -184,31 +184,31 @@ def tokens(text: Path | None = None) -> Tensor:
 
 
 @functools.cache
-def trained(found: Workload) -> tuple[Tensor, Tensor, Tensor]:
+def trained(chosen: Workload) -> tuple[Tensor, Tensor, Tensor]:
     """The first tokens of the text, in a small GPT after some steps of training on the text.
 
     By then the model has learnt which tokens of the vocabulary occur, so the softmax is peaked.
     """
-    ids = tokens(found.text)
+    ids = tokens(chosen.text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Model(found.vocab, found.hidden)
+        model = Model(chosen.vocab, chosen.hidden)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), fused=True)
         steps = train(model, optimizer, ids, 8, linear_cross_entropy)
         for _ in tqdm(itertools.islice(steps, TRAINING_STEPS), "training", TRAINING_STEPS, False):
             pass
     with torch.no_grad():
-        hidden = torch.cat([model(part[None]) for part in ids[: found.tokens].split(CONTEXT)])
-    return hidden, model.head.detach(), ids[1 : found.tokens + 1]
+        hidden = torch.cat([model(part[None]) for part in ids[: chosen.tokens].split(CONTEXT)])
+    return hidden, model.head.detach(), ids[1 : chosen.tokens + 1]
 
 
-def notebook(found: Workload) -> tuple[Tensor, Tensor, Tensor]:
+def notebook(chosen: Workload) -> tuple[Tensor, Tensor, Tensor]:
     """The hidden states, weight and targets of the notebook that this project began with."""
     ids = torch.tensor(tokenizer().encode_ordinary(SENTENCE))
     context = torch.stack([ids[start : start + 4] for start in (15, 10)])
     target = torch.stack([ids[start + 1 : start + 5] for start in (15, 10)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
-        embedding = torch.nn.Embedding(found.vocab, found.hidden)
-        weight = torch.randn((found.hidden, found.vocab))
+        embedding = torch.nn.Embedding(chosen.vocab, chosen.hidden)
+        weight = torch.randn((chosen.hidden, chosen.vocab))
     return embedding(context).detach().flatten(0, 1), weight.T.contiguous(), target.flatten()
