@@ -83,16 +83,14 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
     code = 0
     try:
         for level in impls.loss.FUNCTIONS:
-            if not (group := with_builtin(losses, level)):
+            if not (group := select_with_builtin(losses, level)):
                 continue
             try:
                 measured = level_rows(arguments, chosen, group)
                 rows.extend(rounds.append_rows(arguments.out, (cell | row for row in measured)))
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)
-            except (
-                torch.OutOfMemoryError
-            ) as error:  # raised outside any loss, by what all losses need
+            except torch.OutOfMemoryError as error:  # raised by what all losses need
                 print(f"{level} ended early: {first_line(error)}", file=sys.stderr)
                 code = 1
     except DeviceLost as error:
@@ -192,7 +190,7 @@ def restart(wanted: str, argv: list[str]) -> None:
     print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
 
 
-def with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
+def select_with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
     """The losses to measure at ``level``, and the builtin loss, to which tables compare them."""
     group = select_level(losses, level)
     if group and level != "sharded" and f"{level}.builtin" not in [loss.name for loss in group]:
