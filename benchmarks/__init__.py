@@ -1,7 +1,7 @@
-"""How implementations are measured: workloads, meters, asv suites, ``python -m benchmarks``.
+"""Measures losses: workloads, meters, asv suites, and the commands of ``python -m benchmarks``.
 
-asv imports every module here in an environment that holds ``impls`` alone, so ``reports`` is
-imported where it is used, inside functions.
+asv imports every module here in an environment that has ``impls`` but not ``reports``. So
+``reports`` is imported inside the functions that use it.
 """
 
 from pathlib import Path

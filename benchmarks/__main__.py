@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: implementations side by side or, as the first word says, a command."""
+"""``python -m benchmarks``: runs the command that the first word names, by default side-by-side."""
 
 import importlib
 import os
@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from benchmarks.compare.client import Server
 
 DEFAULT = "side-by-side"
-# Of each command the module whose ``main`` runs it, and what it does.
+# Each command: the module whose ``main`` runs it, and what the command does.
 COMMANDS = {
-    DEFAULT: ("side_by_side.cli", "all implementations in turn, now (also without a command)"),
-    "compare": ("compare.cli", "did a change make a loss slower, heavier or wrong?"),
-    "calibrate": ("compare.calibrate", "how often is compare wrong on this machine?"),
-    "plan": ("plan.cli", "memory, operations and least time of each loss at any size"),
-    "edge-cases": ("edge_cases", "what each loss does in each edge case"),
-    "gpu": ("gpu.cli", "gate, times and memory on a GPU machine without a network"),
+    DEFAULT: ("side_by_side.cli", "measure all losses in turn, now (the default command)"),
+    "compare": ("compare.cli", "tell whether a change made a loss slower, heavier or wrong"),
+    "calibrate": ("compare.calibrate", "measure how often compare is wrong on this machine"),
+    "plan": ("plan.cli", "predict memory, operations and least time of each loss at any size"),
+    "edge-cases": ("edge_cases", "run each loss in each edge case and say what it does"),
+    "gpu": ("gpu.cli", "measure everything on a GPU machine, which may lack a network"),
 }
 HELP = f"""usage: python -m benchmarks [COMMAND] [OPTION ...]
 
@@ -25,7 +25,7 @@ Measure cross-entropy losses on this machine.
 commands:
 {chr(10).join(f"  {name:14}{what}" for name, (_, what) in COMMANDS.items())}
 
-`python -m benchmarks COMMAND --help` shows the options of a command, and examples."""
+`python -m benchmarks COMMAND --help` shows the options of a command and examples."""
 
 
 def main(argv: list[str]) -> int:
@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
             return run(name, rest)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # `head` has seen enough; a process of ours that died raises otherwise
+    except (
+        BrokenPipeError
+    ):  # a reader such as `head` closed the pipe; our own pipes raise another error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -54,9 +56,9 @@ def main(argv: list[str]) -> int:
 
 
 def run(name: str, argv: list[str]) -> int:
-    """The exit code of a command. ``main`` handles what the command does not catch."""
+    """Run a command and return its exit code. ``main`` handles what the command does not catch."""
     with ExitStack() as stack:
-        # The server imports torch, which takes seconds, while this process does so too.
+        # The server imports torch, for seconds, at the same time as this process.
         on_cuda = any(word.endswith("cuda") for word in argv)
         servers = [stack.enter_context(Server(on_cuda))] if name == "compare" else []
         command = importlib.import_module(f"benchmarks.{COMMANDS[name][0]}")

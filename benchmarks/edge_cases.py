@@ -1,6 +1,7 @@
-"""What a loss does in each edge case, found by running it.
+"""``python -m benchmarks edge-cases``: runs each loss in each edge case and says what it does.
 
-A probe calls the loss where users' expectations part, and says in a few words what came back.
+A probe calls the loss where users expect different things, and says in a few words what came back.
+The docstring of a probe is its column in the table.
 """
 
 import argparse
@@ -25,7 +26,7 @@ N, V, D = 4, 9, 6
 def arguments(
     loss: impls.Loss, dtype: torch.dtype = torch.float32, n: int = N
 ) -> dict[str, Tensor]:
-    """Small tensors for ``loss``, the same for each probe."""
+    """Small tensors for ``loss``, the same numbers for each probe."""
     generator = torch.Generator().manual_seed(0)
     width = V if loss.level == "logits" else D
     tensors = {"input": torch.randn(n, width, generator=generator, dtype=torch.float32).to(dtype)}
@@ -95,11 +96,11 @@ def label_smoothing(loss: impls.Loss) -> str:
     if "label_smoothing" not in loss.options:
         return "not an option"
     value = loss.fn(**arguments(loss), label_smoothing=0.1)
-    tensors = arguments(loss)  # anew: the loss may have overwritten them
+    tensors = arguments(loss)  # again, because the loss may have overwritten them
     formulas = {"ε/V to every class": 0.1, "ε/(V-1) to the others": 0.1 * V / (V - 1)}
     for name, smoothing in formulas.items():
-        right = oracle.ORACLES[loss.level](**tensors, label_smoothing=smoothing)
-        if oracle.error(value, right) < 1e-5:
+        expected = oracle.ORACLES[loss.level](**tensors, label_smoothing=smoothing)
+        if oracle.error(value, expected) < 1e-5:
             return name
     return "another formula"
 
@@ -114,8 +115,8 @@ def gradient_penalty(loss: impls.Loss) -> str:
         (grad,) = torch.autograd.grad(value, [leaf], create_graph=True)
         return torch.autograd.grad(value + grad.square().sum(), [leaf])[0]
 
-    found, right = penalised(loss.fn), penalised(oracle.ORACLES[loss.level])
-    return "differentiated" if oracle.error(found, right) < 1e-5 else "silently left out"
+    actual, expected = penalised(loss.fn), penalised(oracle.ORACLES[loss.level])
+    return "differentiated" if oracle.error(actual, expected) < 1e-5 else "silently left out"
 
 
 def bfloat16_value(loss: impls.Loss) -> str:
@@ -125,9 +126,9 @@ def bfloat16_value(loss: impls.Loss) -> str:
 
 def verdict(loss: impls.Loss, tensors: dict[str, Tensor], **options: Any) -> str:
     upstream = torch.tensor(0.5)
-    right = oracle.expected(loss.level, tensors, upstream, **options)
+    expected = oracle.expected(loss.level, tensors, upstream, **options)
     actual = oracle.evaluate(loss.fn, tensors, upstream, **options)
-    wrong = [name for name in right if not oracle.error(actual[name], right[name]) < 1e-5]
+    wrong = [name for name in expected if not oracle.error(actual[name], expected[name]) < 1e-5]
     return f"wrong: {', '.join(wrong)}" if wrong else "right"
 
 
@@ -146,7 +147,7 @@ PROBES = (
 
 
 def matrix(losses: list[impls.Loss]) -> list[dict[str, str]]:
-    """A row for each loss: its name, and for each probe what it found, or the error it met."""
+    """A row for each loss: its name, and what each probe says."""
     return [{"impl": loss.name} | {describe(p): run(p, loss) for p in PROBES} for loss in losses]
 
 
@@ -157,17 +158,34 @@ def describe(probe: Callable[[impls.Loss], str]) -> str:
 def run(probe: Callable[[impls.Loss], str], loss: impls.Loss) -> str:
     try:
         return probe(loss)
-    except Exception as error:  # whatever a loss raises is what a user of it would meet
+    except Exception as error:  # a user would meet it too
         return f"raises {type(error).__name__}"
+
+
+DESCRIPTION = """\
+Run each loss in each edge case, such as rows that are all ignored or a target out of
+range, and say in a table what it does."""
+EXAMPLES = """\
+examples:
+  python -m benchmarks edge-cases
+  python -m benchmarks edge-cases --impl logits.builtin --impl my_loss.py"""
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks edge-cases",
-        description="What each implementation does in each edge case, found by running it.",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=options.HelpFormatter,
     )
     options.add(parser, "--impl")
-    parser.add_argument("--out", type=Path, default=Path("reports/out/edge_cases.csv"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/out/edge_cases.csv"),
+        metavar="FILE",
+        help="the CSV to write",
+    )
     arguments = parser.parse_args(argv)
     try:
         losses = chosen_losses(arguments.impl, "float32", "cpu")
@@ -185,7 +203,7 @@ def main(argv: list[str]) -> int:
             ranks.loss(load_name(loss.name), 2) if needs_ranks(loss.name) else loss
             for loss in losses
         ]
-        found = pd.DataFrame(matrix(here))
-    found.to_csv(arguments.out, index=False)
-    print(f"{edge_case_table(found)}\n\nwritten to {arguments.out}")
+        table = pd.DataFrame(matrix(here))
+    table.to_csv(arguments.out, index=False)
+    print(f"{edge_case_table(table)}\n\nwritten to {arguments.out}")
     return 0

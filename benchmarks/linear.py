@@ -1,4 +1,4 @@
-"""asv: the losses of hidden states and a classifier's weight."""
+"""asv: measures the losses of hidden states and a classifier's weight."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""asv: the losses of logits."""
+"""asv: measures the losses of logits."""
 
 import torch
 

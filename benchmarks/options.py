@@ -1,4 +1,4 @@
-"""What the commands of ``python -m benchmarks`` are all asked, and what they refuse in one line."""
+"""Defines what the commands of ``python -m benchmarks`` share: options, help and refusals."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from benchmarks.measure.availability import Unmeasurable, load
 from benchmarks.measure.step import PASSES
 from benchmarks.workloads import WORKLOADS, UnknownWorkload
 
-# Without OSError: ``benchmarks.__main__`` says what it is, but of a pipe that `head` has closed.
+# OSError is not among them: ``benchmarks.__main__`` prints it, except for a closed pipe.
 USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable)
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -19,31 +19,52 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "action": "append",
         "default": [],
         "metavar": "NAME",
-        "help": "a name that `python -m impls` lists, or a file's path (repeatable; all, if none)",
+        "help": "a name that `python -m impls` lists, or a path to a file (repeatable; "
+        "without it, all)",
     },
-    "--workload": {"metavar": "NAME[@TOKENS]", "help": ", ".join(WORKLOADS)},
-    "--dtype": {"default": "float32", "choices": ("float64", "float32", "bfloat16", "float16")},
-    "--device": {"default": "cpu", "choices": ("cpu", "cuda")},
-    "--pass": {"dest": "passes", "action": "append", "choices": PASSES},
+    "--workload": {
+        "metavar": "NAME[@TOKENS]",
+        "help": f"the input, with another number of tokens after @: {', '.join(WORKLOADS)}",
+    },
+    "--dtype": {
+        "default": "float32",
+        "choices": ("float64", "float32", "bfloat16", "float16"),
+        "help": "of the loss's arguments",
+    },
+    "--device": {"default": "cpu", "choices": ("cpu", "cuda"), "help": "where the loss runs"},
+    "--pass": {
+        "dest": "passes",
+        "action": "append",
+        "choices": PASSES,
+        "help": "what to time (repeatable; without it, all)",
+    },
 }
 
 
-def add(parser: argparse.ArgumentParser, option: str, **otherwise: Any) -> None:
-    """Have ``parser`` take ``option``, but for what is ``otherwise`` here."""
-    parser.add_argument(option, **OPTIONS[option] | otherwise)
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the default of each option, and keeps the lines of descriptions and examples."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """The help with the default, unless the default is empty: None, False or []."""
+        return super()._get_help_string(action) if action.default else action.help
+
+
+def add(parser: argparse.ArgumentParser, option: str, **changes: Any) -> None:
+    """Add ``option`` to the parser, with ``changes`` to its settings in ``OPTIONS``."""
+    parser.add_argument(option, **OPTIONS[option] | changes)
 
 
 def chosen_losses(
     named: list[str], dtype: str, device: str, among: Sequence[str] = ()
 ) -> list[impls.Loss]:
-    """Those named, or else all that run here, of those ``among`` which to choose."""
+    """The losses that are ``named``; if none is, all of ``among`` (or of impls) that run here."""
     if named:
         return [load(name, dtype, device) for name in named]
     return list(available(among or impls.names(), dtype, device))
 
 
 def available(names: Sequence[str], dtype: str, device: str) -> Iterator[impls.Loss]:
-    """Every one of ``names`` that runs here; a line for each that does not."""
+    """The losses that run here. For each other name, print a line that says why."""
     for name in names:
         try:
             yield load(name, dtype, device)

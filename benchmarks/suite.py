@@ -1,4 +1,4 @@
-"""The base of the asv suites: times, bytes and error of each loss of one level."""
+"""Defines the base of the asv suites: times, bytes and error of each loss of one level."""
 
 import ast
 import functools

@@ -57,7 +57,7 @@ class Comparison:
         self.commits = {
             role: export(revision, server.folder / role) for role, revision in names.items()
         }
-        self.workloads: dict[str, str] = {}  # a level's
+        self.workloads: dict[str, Workload] = {}  # a level's
         self.compiling = False
         self.prepares = True
         self.roles: dict[str, Process] = {}
@@ -98,7 +98,7 @@ class Comparison:
 
     def give(self, workloads: Mapping[str, Workload]) -> None:
         """Each level's tensors, before anything is measured. Raises ``Unmeasurable``."""
-        self.workloads = {level: chosen.name for level, chosen in workloads.items()}
+        self.workloads = dict(workloads)
         for level, chosen in workloads.items():
             given = tensors(chosen, level, self.dtype, self.device)
             torch.save(given, self.server.folder / f"{level}.pt")
@@ -113,8 +113,9 @@ class Comparison:
         return self.server.fork(self.names[revision], self.server.folder / revision)
 
     def _cell(self, impl: str) -> Row:
-        level = impl.partition(".")[0]
-        return {"impl": impl, "workload": self.workloads[level], "dtype": self.dtype}
+        chosen = self.workloads[impl.partition(".")[0]]
+        names = {"workload": chosen.name, "text": chosen.text_hash}
+        return {"impl": impl, "dtype": self.dtype} | names
 
     def prepare(self, impl: str) -> None:
         """Have the process of each role import and compile it, if it can: its forks need not."""
@@ -211,7 +212,7 @@ def pairs(
 def append(path: Path, rows: Iterable[Row], constant: Row, columns: list[str]) -> Iterator[Row]:
     """``rows`` again, each written to the CSV at ``path`` before the next is asked for."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for row in rows:
             full = constant | row

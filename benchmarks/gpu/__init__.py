@@ -1,5 +1,1 @@
-"""``python -m benchmarks gpu``: all that a GPU can be asked, stage by stage, unattended."""
-
-from benchmarks.gpu.cli import main
-
-__all__ = ["main"]
+"""Measures everything on a GPU machine, stage by stage, unattended."""

@@ -1,4 +1,4 @@
-"""The command: its options, the order of its stages, and what it says of them."""
+"""``python -m benchmarks gpu``: runs the stages in order and says how each ends."""
 
 import argparse
 import math
@@ -17,28 +17,55 @@ from benchmarks.gpu.run import Outcome, run
 from benchmarks.gpu.stages import Stage, stages
 from benchmarks.gpu.wheels import unpack
 from benchmarks.measure.availability import Unmeasurable, check_device
+from benchmarks.options import HelpFormatter
 
-KEPT = 25.0  # seconds of the budget for the last stage, the page
+KEPT = 25.0  # seconds of the budget, for the last stage, the page
 FAILED = ("failed", "out of time", "no time")
-LEAST = 5.0  # seconds; a stage does not begin with less time left
+LEAST = 5.0  # seconds; a stage with less time left does not begin
+
+
+DESCRIPTION = """\
+Measure everything on a GPU, stage by stage, on a machine that may lack a network and git.
+A stage that fails does not stop the next. WHEELS=FOLDER in the environment adds missing
+packages from a folder of wheels. Exit code 0: every stage passed, or was skipped for a
+reason that it gives; 1: a stage failed; 130: interrupted."""
+EXAMPLES = """\
+examples:
+  python -m benchmarks gpu
+  python -m benchmarks gpu --list
+  python -m benchmarks gpu --stage gate --stage page
+  python -m benchmarks gpu --device cpu --budget 240"""
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks gpu",
-        description="All that there is to measure on a GPU, stage by stage, on a machine that may "
-        "lack a network and git. A stage that fails does not stop the next. WHEELS=folder in the "
-        "environment adds the packages that are missing from a folder of wheels. Exit 0: every "
-        "stage passed or had a reason to be skipped; 1: one failed; 130: interrupted.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=HelpFormatter,
     )
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument(
+        "--device",
+        default="cuda",
+        choices=("cuda", "cpu"),
+        help="cpu rehearses the stages at small sizes",
+    )
     parser.add_argument("--budget", type=float, default=540.0, help="seconds in all")
     parser.add_argument(
-        "--stage", action="append", default=[], metavar="NAME", help="run these alone (repeatable)"
+        "--stage",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run this stage alone (repeatable)",
     )
-    parser.add_argument("--out", type=Path, default=Path("reports/out/gpu"), metavar="FOLDER")
-    parser.add_argument("--list", action="store_true", help="list the stages, and run none")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/out/gpu"),
+        metavar="FOLDER",
+        help="the folder for results and logs",
+    )
+    parser.add_argument("--list", action="store_true", help="list the stages and run none")
     arguments = parser.parse_args(argv)
     out = arguments.out.resolve()  # stages run in the repository's root
     planned = stages(arguments.device, out)
@@ -57,14 +84,14 @@ def main(argv: list[str]) -> int:
         print(f"{reason}; --device cpu rehearses the stages", file=sys.stderr)
         return 2
     out.mkdir(parents=True, exist_ok=True)
-    # A shell that starts this in the background has it ignore Ctrl-C, and all its children too.
+    # A shell that starts a command in the background makes it and its children ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
         return run_all(chosen, arguments.budget, out, environment(Path(scratch)))
 
 
 def environment(scratch: Path) -> dict[str, str]:
-    """What the stages run with: this repository and, of the wheels, what is not installed."""
+    """The environment of the stages: this repository, and the wheels that are not installed."""
     packages = [str(ROOT)]
     if folder := os.environ.get("WHEELS"):
         packages.append(str(scratch / "packages"))
@@ -77,7 +104,7 @@ def environment(scratch: Path) -> dict[str, str]:
         **PINNED_ALLOCATOR,
         "PYTHONPATH": os.pathsep.join(packages),
         "PYTHONUNBUFFERED": "1",
-        # What one stage has compiled is there for the next, and for each of the gate's workers.
+        # The next stage, and each of the gate's workers, uses what a stage has compiled.
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "TRITON_CACHE_DIR": str(scratch / "triton"),
         "TQDM_MININTERVAL": "5",
@@ -87,9 +114,10 @@ def environment(scratch: Path) -> dict[str, str]:
 def run_all(
     chosen: Sequence[tuple[int, Stage]], budget: float, out: Path, environment: Mapping[str, str]
 ) -> int:
-    """Run the stages, each with its number, in turn, and say what came of each.
+    """Run the stages in turn, each with its number, and print the result of each.
 
-    Each is within its limit and all within the ``budget``. Their logs are in the folder ``out``.
+    Each stage ends within its time limit and all end within the ``budget``. Their logs are in the
+    folder ``out``.
     """
     start = time.monotonic()
     outcomes: list[tuple[Stage, Outcome]] = []
@@ -116,7 +144,7 @@ def run_all(
 
 
 def table(outcomes: Sequence[tuple[Stage, Outcome]]) -> str:
-    """A line for each stage: what came of it, seconds, and the file that it wrote."""
+    """A line for each stage: its result, its seconds, and the file that it wrote."""
     rows = [("stage", "result", "seconds", "file")]
     for stage, outcome in outcomes:
         file = stage.result if stage.result and stage.result.exists() else outcome.log

@@ -1,4 +1,4 @@
-"""Stage: the gate in parallel processes. Each test writes its row when it ends."""
+"""Stage: runs the gate in parallel processes, and writes a row when a test ends."""
 
 import argparse
 import csv
@@ -12,17 +12,17 @@ from typing import Any, TextIO
 from benchmarks.environment.description import describe
 from benchmarks.gpu.stages import workers
 
-COLUMNS = ("impl", "property", "outcome", "seconds", "message", "device", "torch", "commit")
+GATE_COLUMNS = ("impl", "property", "outcome", "seconds", "message", "device", "torch", "commit")
 
 
 class Recorder:
-    """A plugin of pytest: writes a row for each test, and counts outcomes."""
+    """A pytest plugin that writes a row for each test and counts outcomes."""
 
     def __init__(self, file: TextIO, device: str):
         self.file, self.writer = file, csv.writer(file)
         described = describe(device)
         self.here = {name: described[name] for name in ("device", "torch", "commit")}
-        self.writer.writerow(COLUMNS)
+        self.writer.writerow(GATE_COLUMNS)
         self.counts: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -30,12 +30,12 @@ class Recorder:
             return  # setup and teardown count only if they fail
         row = row_of(report) | self.here
         self.counts[row["outcome"]] += 1
-        self.writer.writerow(row[column] for column in COLUMNS)
+        self.writer.writerow(row[column] for column in GATE_COLUMNS)
         self.file.flush()
 
 
 def row_of(report: Any) -> dict[str, Any]:
-    """The row of a report. A worker that died is the "crashed" of the test that it ran."""
+    """The row of a report. If a worker died, the test that it ran "crashed"."""
     test, _, parameters = report.nodeid.partition("[")
     impl, _, property_ = parameters.removesuffix("]").rpartition("-")
     if "::test_gate" not in test:
@@ -55,7 +55,7 @@ def row_of(report: Any) -> dict[str, Any]:
 
 
 def message(report: Any) -> str:
-    """One line: why it failed, was skipped, or may deviate."""
+    """Why the test failed, was skipped, or may deviate, in one line."""
     if reason := getattr(report, "wasxfail", ""):
         return reason.removeprefix("reason: ")
     if isinstance(report.longrepr, tuple):
@@ -72,15 +72,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--impl", action="append", default=[])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    # A worker for each core: a pool of threads, or of processes that compile, beneath each would
-    # be more than there are cores.
+    # There is a worker for each core, so a worker gets no pool of threads or compiling processes.
     os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = ["tests/gate/test_gate.py", "--device", arguments.device, "--verbose"]
     command += ["--numprocesses", str(workers()), "--dist", "worksteal"]
     command += ["-rxXf", "--tb", "short", "--durations", "15", "-p", "no:cacheprovider"]
     command += [f"--junitxml={arguments.out.with_suffix('.xml')}"]
     command += [f"--impl={name}" for name in arguments.impl]
-    import pytest  # not above: asv imports this module, where there is no pytest
+    import pytest  # here, because asv imports this module in an environment without pytest
 
     with arguments.out.open("w", newline="", encoding="utf-8") as file:
         recorder = Recorder(file, arguments.device)

@@ -1,4 +1,4 @@
-"""Stage: asv's own suite, where asv and git are."""
+"""Stage: runs the asv suites, if asv and git are here."""
 
 import argparse
 import importlib.util
@@ -10,7 +10,7 @@ import sys
 from benchmarks import ROOT
 from benchmarks.gpu.run import SKIPPED
 
-# On a CPU, a rehearsal: one loss.
+# A rehearsal on a CPU runs one loss.
 BENCHMARKS = {"cuda": r"\.CUDA\.", "cpu": r"^logits\.CPU\.time_forward\('logits\.builtin'"}
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     subprocess.run([*asv, "machine", "--yes"], cwd=ROOT, check=True)
     asv += ["run", "--python=same", "--launch-method", "spawn", "--set-commit-hash", commit]
     asv += ["--record-samples", "--show-stderr", "--bench", BENCHMARKS[arguments.device]]
-    # asv gives its own processes no PYTHONPATH but this.
+    # asv sets the PYTHONPATH of its own processes from this variable alone.
     environment = os.environ | {"ASV_PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
     return subprocess.run(asv, cwd=ROOT, env=environment).returncode
 

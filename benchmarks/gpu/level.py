@@ -1,4 +1,4 @@
-"""Stage: all losses of one level, side by side, at one workload."""
+"""Stage: measures all losses of one level side by side, at one workload."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from benchmarks import options
 from benchmarks.side_by_side import cli
 from impls.loss import FUNCTIONS
 
-# Losses with options that are measured too: cce's usual filter leaves out too much on random data.
+# Losses that are measured with options too: cce's default filter skips too much of random data.
 VARIANTS = ("linear.cce(filter_eps=None)",)
 
 

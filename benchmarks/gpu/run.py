@@ -1,4 +1,4 @@
-"""A stage as a child process: its limit, its log, and what came of it."""
+"""Runs a stage as a child process within a time limit, and reports its result."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import ROOT
 from benchmarks.gpu.stages import Stage
 
-GRACE = 15.0  # seconds that an interrupted stage has to write what it found so far
+GRACE = 15.0  # seconds that an interrupted stage has to write its results so far
 SKIPPED = 77  # the exit code of a stage that cannot run here; the last line it prints says why
 
 
@@ -26,9 +26,10 @@ class Outcome:
 
 
 def run(stage: Stage, log: Path, limit: float, environment: Mapping[str, str]) -> Outcome:
-    """Run ``stage``, for ``limit`` seconds at most; what it prints goes to the file ``log``.
+    """Run ``stage`` for at most ``limit`` seconds. Its output goes to the file ``log``.
 
-    At the limit, and on Ctrl-C, it is interrupted as by Ctrl-C: most write what they have so far.
+    At the limit, and on Ctrl-C, the stage gets the signal of Ctrl-C. Most stages then write their
+    results so far.
     """
     before = size(stage.result)
     start = time.monotonic()
@@ -40,7 +41,7 @@ def run(stage: Stage, log: Path, limit: float, environment: Mapping[str, str]) -
             stderr=subprocess.STDOUT,
             cwd=ROOT,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for this process alone to pass on
+            start_new_session=True,  # so that only this process gets Ctrl-C, and passes it on
         )
     interrupted, late = False, False
     try:
@@ -68,7 +69,7 @@ def run(stage: Stage, log: Path, limit: float, environment: Mapping[str, str]) -
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End ``process``, if it has not ended, and whatever it started."""
+    """End ``process`` and all processes that it started."""
     try:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
@@ -81,11 +82,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def size(file: Path | None) -> tuple[int, float] | None:
-    """What tells whether ``file`` was written: bytes and time; None if it is not there."""
+    """The bytes and the time of ``file``, which change when it is written; None without a file."""
     if file is None or not file.exists():
         return None
-    found = file.stat()
-    return found.st_size, found.st_mtime
+    status = file.stat()
+    return status.st_size, status.st_mtime
 
 
 def last_line(log: Path) -> str:

@@ -1,12 +1,12 @@
-"""The stages, the most wanted first: each a command of this Python, its limit and its result."""
+"""Defines the stages, the most important first: each has a command, a time limit and a result."""
 
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# The side by side: stage, level, workload, dtype. One process each: the memory of one does not
-# starve the next, and what breaks CUDA costs one cell. The (16384, 131072) logits in float32 are
-# those that published times are of.
+# The cells to measure side by side: stage, level, workload, dtype. Each cell has its own process,
+# which frees its memory for the next cell. An error that breaks CUDA costs one cell. Times that
+# others publish are of (16384, 131072) logits in float32.
 CELLS = {
     "cuda": (
         ("logits", "logits", "llama3_8b@8192", "bfloat16"),
@@ -22,7 +22,7 @@ CELLS = {
         ("float32", "logits", "tinystories_1m", "float32"),
     ),
 }
-# The losses of a rehearsal on a CPU: few, and none that compiles. None: all that run there.
+# The losses of a rehearsal on a CPU: few, and none that compiles. None: all losses.
 REHEARSED = {
     "cuda": None,
     "cpu": {
@@ -35,13 +35,13 @@ REHEARSED = {
 
 @dataclass(frozen=True)
 class Stage:
-    """``command`` are arguments of Python."""
+    """A command, as arguments of Python, and what is expected of it."""
 
     name: str
     title: str
     command: tuple[str, ...]
     limit: float  # seconds
-    result: Path | None = None  # the file that it writes, or adds to
+    result: Path | None = None  # the file that it writes or adds to
 
 
 def stages(device: str, out: Path) -> list[Stage]:
@@ -70,24 +70,24 @@ def stages(device: str, out: Path) -> list[Stage]:
 def side_by_side(
     device: str, numbers: Path, name: str, level: str, workload: str, dtype: str
 ) -> Stage:
-    """All losses of a level at one workload in one dtype."""
+    """The stage that measures all losses of a level at one workload in one dtype."""
     cell = (level, "--device", device, "--dtype", dtype, "--workload", workload)
     title = f"{name} {workload}"
     return replace(child("level", title, numbers, 110.0, *cell, *named(device, level)), name=name)
 
 
 def child(module: str, title: str, result: Path, limit: float, *options: str) -> Stage:
-    """A stage that is a module of this package."""
+    """The stage that runs a module of this package."""
     command = ("-m", f"benchmarks.gpu.{module}", *options, "--out", str(result))
     return Stage(module, title, command, limit, result)
 
 
 def named(device: str, what: str) -> tuple[str, ...]:
-    """The losses that ``what`` is about, as options."""
+    """The options that name the losses of a rehearsal; none on a GPU."""
     chosen = REHEARSED[device]
     return () if chosen is None else tuple(f"--impl={name}" for name in chosen[what])
 
 
 def workers() -> int:
-    """Processes of the gate: two fewer than cores, and at most 14, which a GPU has memory for."""
+    """How many processes the gate has: two fewer than cores, and at most 14, to fit in a GPU."""
     return max(2, min(14, (os.cpu_count() or 1) - 2))

@@ -1,4 +1,4 @@
-"""A folder of wheels, for a machine that cannot install: what is missing here, unpacked."""
+"""Unpacks wheels that are not installed, for a machine that cannot install them."""
 
 import importlib.metadata
 import zipfile
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def unpack(folder: Path, into: Path) -> Iterator[str]:
-    """Unpack the wheels of ``folder`` that are not installed here; a line for each wheel.
+    """Unpack the wheels of ``folder`` that are not installed here. Yield a line for each wheel.
 
-    They become files, since Triton reads the source of a kernel. A package that is installed is
-    skipped: a copy on PYTHONPATH would hide it.
+    The wheels become files, because Triton reads the source of a kernel. An installed package is
+    skipped, because a copy on PYTHONPATH would hide it.
     """
-    # Not above: asv imports this module, where there is no packaging.
+    # Imported here, because asv imports this module in an environment without packaging.
     from packaging.tags import sys_tags
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 

@@ -74,17 +74,17 @@ def dtypes_on(support: impls.Support, device: str) -> tuple[str, ...]:
     return support.dtypes_on(device) if hasattr(support, "dtypes_on") else support.dtypes
 
 
-def tensors(found: Workload, level: str, dtype: str, device: str) -> dict[str, Tensor]:
+def tensors(chosen: Workload, level: str, dtype: str, device: str) -> dict[str, Tensor]:
     """The workload's tensors. Raises ``Unmeasurable`` if there is too little free memory."""
     # Ranks share the CPU's memory. Rank 0 evaluates the oracle on the whole weight.
     shared = torchrun.world_size() if device == "cpu" else 1
-    needed, free = shared * bytes_needed(found, level, dtype), free_bytes(device)
+    needed, free = shared * bytes_needed(chosen, level, dtype), free_bytes(device)
     if torchrun.largest(needed - free) > 0:
         raise Unmeasurable(
-            f"{found.name} in {dtype} at level {level} may need {needed / 2**30:.1f} GiB of "
+            f"{chosen.name} in {dtype} at level {level} may need {needed / 2**30:.1f} GiB of "
             f"{device} memory, {free / 2**30:.1f} GiB are free; NAME@N takes N tokens"
         )
-    return found.tensors(level, dtype, device, torchrun.rank(), torchrun.world_size())
+    return chosen.tensors(level, dtype, device, torchrun.rank(), torchrun.world_size())
 
 
 def bytes_needed(workload: Workload, level: str, dtype: str) -> int:

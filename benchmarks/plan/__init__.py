@@ -1,1 +1,1 @@
-"""What each implementation would need at any size, found on tensors without elements."""
+"""Predicts what each loss needs at any size, from a step on tensors without elements."""

@@ -1,9 +1,4 @@
-"""``python -m benchmarks plan``: what each implementation would need at any size, without running.
-
-Each limit implies a time on a named GPU that no implementation with as many operations, or as many
-bytes moved or sent, can beat: flops / its dense peak, bytes moved / its memory's bandwidth, bytes
-sent / what its links carry one way. ``gpus.csv`` has these, from the data sheets.
-"""
+"""``python -m benchmarks plan``: predicts what each loss needs at any size, without running it."""
 
 import argparse
 import csv
@@ -12,7 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +28,13 @@ from benchmarks.measure.availability import (
 )
 from benchmarks.measure.references import REFERENCES, Reference
 from benchmarks.measure.step import Step
-from benchmarks.plan.simulation import NotSimulated, Prediction, Shapes, argument_bytes, predict
+from benchmarks.plan.gpus import GPUS
+from benchmarks.plan.simulation import NotSimulated, Shapes, argument_bytes, predict
 from benchmarks.ranks.pool import needs_ranks
 from benchmarks.workloads import WORKLOADS, Workload, workload
 from impls.loss import FUNCTIONS
 
-COLUMNS = [
+PLAN_COLUMNS = [
     *("workload", "tokens", "hidden", "vocab", "ranks", "dtype", "device", "torch", "gpu"),
     *("impl", "arguments", "peak_memory", "saved_memory", "flops", "moved", "sent"),
     *("fits", "compute_ms", "memory_ms", "network_ms"),
@@ -46,42 +42,6 @@ COLUMNS = [
 ]
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Gpu:
-    name: str
-    memory: float  # bytes
-    bandwidth: float  # bytes of its memory a second
-    link: float  # bytes a second to other GPUs, one way
-    flops: dict[str, float]  # a second, of dense matrix products, for each dtype
-
-    def limits(self, found: Prediction, dtype: str) -> dict[str, float]:
-        """The milliseconds that each limit implies."""
-        return {
-            "compute_ms": 1e3 * found.flops / self.flops[dtype],
-            "memory_ms": 1e3 * found.moved / self.bandwidth,
-            "network_ms": 1e3 * found.sent / self.link,
-        }
-
-
-def _gpus() -> dict[str, Gpu]:
-    with Path(__file__).with_name("gpus.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    dtypes = ("float64", "float32", "bfloat16", "float16")
-    return {
-        row["name"]: Gpu(
-            row["name"],
-            memory=float(row["memory_gib"]) * 2**30,
-            bandwidth=float(row["bandwidth_gb_s"]) * 1e9,
-            link=float(row["link_gb_s"]) * 1e9,
-            flops={dtype: float(row[dtype]) * 1e12 for dtype in dtypes},
-        )
-        for row in rows
-    }
-
-
-GPUS = _gpus()
 
 
 def main(argv: list[str]) -> int:
@@ -100,11 +60,11 @@ def main(argv: list[str]) -> int:
             print(f"skipped: {reason}", file=sys.stderr)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with arguments.out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, PLAN_COLUMNS)
             writer.writeheader()
             with world(arguments.ranks or 1):
-                for found, dtype in cells:
-                    for row in plan(found, dtype, losses[dtype], arguments):
+                for size, dtype in cells:
+                    for row in plan(size, dtype, losses[dtype], arguments):
                         writer.writerow(row)
                         rows.append(row)
     except options.USER_ERRORS as error:
@@ -118,8 +78,8 @@ def main(argv: list[str]) -> int:
             print(f"{render(rows)}\n\n{len(rows)} rows in {arguments.out}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print(
-            "There is no CUDA here: these are the steps that each takes on the CPU. One that asks "
-            "where it is, and does otherwise on CUDA, will need otherwise."
+            "There is no CUDA here: each loss is planned with the operations that it runs on the "
+            "CPU. A loss that runs other operations on CUDA will need other amounts."
         )
     return 0
 
@@ -131,7 +91,10 @@ def sized(name: str, tokens: int | None) -> Workload:
 def chosen(
     arguments: argparse.Namespace, dtype: str, left_out: dict[str, None]
 ) -> list[impls.Loss]:
-    """Those named, or else all that there are; why, where one is ``left_out``."""
+    """The losses that are named, or all. Adds to ``left_out`` why a loss is left out.
+
+    Raises ``Unmeasurable`` if a named loss cannot be planned.
+    """
     losses = []
     for name in arguments.impl or impls.names():
         try:
@@ -148,7 +111,7 @@ def chosen(
 
 @contextmanager
 def world(ranks: int) -> Iterator[None]:
-    """This process as rank 0 of ``ranks``, whose collectives do nothing."""
+    """Make this process rank 0 of ``ranks``, whose collectives do nothing."""
     dist.init_process_group("fake", store=torch_compat.fake_store(), rank=0, world_size=ranks)
     try:
         yield
@@ -157,7 +120,7 @@ def world(ranks: int) -> Iterator[None]:
 
 
 def plan(
-    found: Workload, dtype: str, losses: list[impls.Loss], arguments: argparse.Namespace
+    size: Workload, dtype: str, losses: list[impls.Loss], arguments: argparse.Namespace
 ) -> Iterator[Row]:
     """A row for each loss, level after level, and for the level's reference."""
     gpu = GPUS[arguments.gpu]
@@ -166,49 +129,50 @@ def plan(
         if not group:
             continue
         ranks = (arguments.ranks or 1) if level == "sharded" else 1
-        of_shape = shapes(found, level, ranks)
+        argument_shapes = shapes(size, level, ranks)
         cell = {
-            "workload": found.name,
-            "tokens": found.tokens,
-            "hidden": found.hidden,
-            "vocab": found.vocab,
+            "workload": size.name,
+            "tokens": size.tokens,
+            "hidden": size.hidden,
+            "vocab": size.vocab,
             "ranks": ranks,
             "dtype": dtype,
             "device": arguments.device,
             "torch": torch.__version__,
             "gpu": gpu.name,
-            "arguments": argument_bytes(of_shape, dtype),
+            "arguments": argument_bytes(argument_shapes, dtype),
         }
         makers: dict[str, Callable[[Mapping[str, Tensor]], Step | Reference]] = {
             loss.name: functools.partial(Step, loss) for loss in group
         }
         makers[REFERENCES[level].name] = REFERENCES[level]
-        with tqdm(makers.items(), desc=f"{found.name} {dtype}", leave=False, disable=None) as bar:
+        with tqdm(makers.items(), desc=f"{size.name} {dtype}", leave=False, disable=None) as bar:
             for name, make in bar:
                 bar.set_postfix_str(name)
                 row = cell | {"impl": name}
                 try:
-                    prediction = predict(make, of_shape, dtype, arguments.device)
+                    prediction = predict(make, argument_shapes, dtype, arguments.device)
                 except NotSimulated as reason:
                     yield row | {"not_simulated": str(reason)}
                     continue
                 fits = cell["arguments"] + prediction.peak_memory <= gpu.memory
-                row |= asdict(prediction) | {"fits": fits} | gpu.limits(prediction, dtype)
+                row |= asdict(prediction) | {"fits": fits} | gpu.least_times(prediction, dtype)
                 if arguments.check and isinstance(make, functools.partial):
-                    given = tensors(found, level, dtype, arguments.device)
+                    given = tensors(size, level, dtype, arguments.device)
                     row |= measured(make(given), arguments.device)
                 yield row
 
 
-def shapes(found: Workload, level: str, ranks: int) -> Shapes:
-    """Of a loss's arguments; of the ranks, the first has as large a slice as any."""
-    n, d, v = found.tokens, found.hidden, found.vocab
+def shapes(size: Workload, level: str, ranks: int) -> Shapes:
+    """The shapes of a loss's arguments on rank 0, whose slice is as large as any."""
+    n, d, v = size.tokens, size.hidden, size.vocab
     if level == "logits":
         return {"input": (n, v), "target": (n,)}
     return {"input": (n, d), "linear_weight": (-(-v // ranks), d), "target": (n,)}
 
 
 def measured(step: Step, device: str) -> Row:
+    """The memory that the step takes when it runs, beside the prediction."""
     return {
         "measured_peak_memory": memory.peak_memory(step.forward_backward, device),
         "measured_saved_memory": memory.saved_memory(step.forward, device),
@@ -216,35 +180,55 @@ def measured(step: Step, device: str) -> Row:
 
 
 def render(rows: list[Row]) -> str:
-    """A table for each workload, dtype and level, the least memory first."""
+    """A table for each workload, dtype and level, sorted by memory."""
     import pandas as pd
 
     from reports.render.plans import render
 
-    return render(pd.DataFrame(rows, columns=COLUMNS))
+    return render(pd.DataFrame(rows, columns=PLAN_COLUMNS))
+
+
+DESCRIPTION = """\
+Predict what the forward and backward of each loss need at any size: peak and saved
+memory, matrix products, bytes moved and bytes sent, and the least time on a GPU that
+each of them implies. Nothing is allocated or run."""
+EXAMPLES = """\
+examples:
+  python -m benchmarks plan --workload gpt2_text@64
+  python -m benchmarks plan --workload llama3_8b@8192 --dtype bfloat16 --device cuda
+  python -m benchmarks plan --workload llama3_405b --tokens 1048576 --ranks 8 --gpu 'H200 SXM'
+  python -m benchmarks plan --workload notebook --impl linear.fused --check"""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks plan",
-        description="Memory, matrix products, and bytes moved and sent, of each implementation's "
-        "forward and backward at any size, and the time that each implies on a GPU. Nothing is "
-        "allocated or run.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=options.HelpFormatter,
     )
     options.add(parser, "--impl")
-    options.add(parser, "--workload", action="append", help=f"{', '.join(WORKLOADS)} (repeatable)")
-    parser.add_argument("--tokens", type=count, metavar="N", help="of every workload")
-    parser.add_argument(
-        "--ranks", type=count, metavar="K", help="plan the sharded losses too, over K GPUs"
+    options.add(
+        parser,
+        "--workload",
+        action="append",
+        help=f"{', '.join(WORKLOADS)} (repeatable; without it, gpt2_text)",
     )
-    options.add(parser, "--dtype", action="append", default=None, help="repeatable")
+    parser.add_argument("--tokens", type=count, metavar="N", help="tokens of every workload")
+    parser.add_argument(
+        "--ranks", type=count, metavar="K", help="plan the sharded losses too, on K GPUs"
+    )
+    options.add(
+        parser, "--dtype", action="append", default=None, help="repeatable; without it, float32"
+    )
     options.add(parser, "--device")
-    parser.add_argument("--gpu", default="H100 SXM", choices=GPUS, help="whose limits imply times")
+    parser.add_argument(
+        "--gpu", default="H100 SXM", choices=GPUS, help="the GPU whose limits imply times"
+    )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="measure the memory too, which must be free, and show by how much the plan is off",
+        help="measure the memory too, if enough is free, and show the error of the plan",
     )
     parser.add_argument(
         "--out",

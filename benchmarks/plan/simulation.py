@@ -1,7 +1,7 @@
-"""A training step on tensors without elements: what it holds, multiplies, moves and sends.
+"""Simulates a training step on tensors without elements, and counts what it holds, moves and sends.
 
-The tensors are torch's fake ones, so a step of any size runs on any machine and allocates nothing.
-torch's own ``MemTracker`` looks on, and its flop counter's formulas count.
+The tensors are torch's fake tensors, so a step of any size runs on any machine and allocates
+nothing. torch's ``MemTracker`` follows the memory, and its flop counter's formulas count products.
 """
 
 import functools
@@ -21,29 +21,29 @@ from benchmarks.measure.torch_compat import storage_id
 
 KERNELS = "cross_entropy_bench"  # the namespace of our Triton kernels, which need elements
 
-Access = tuple[int, int]  # a storage, and bytes of it
+Access = tuple[int, int]  # a storage's id, and how many bytes of the storage
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class NotSimulated(Exception):
-    """What a step does cannot be told without its elements; the message says why."""
+    """What the step does depends on the elements; the message says how."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of forward and backward together."""
+    """What forward and backward together need."""
 
     peak_memory: int  # bytes, as ``memory.peak_memory`` measures them
     saved_memory: int  # bytes, likewise
     flops: int  # of matrix products
-    moved: int  # bytes, as ``accesses`` has it
+    moved: int  # bytes, as ``accesses`` counts them
     sent: int  # bytes handed to collectives
 
 
 def fake(shapes: Shapes, dtype: str, device: str) -> dict[str, Tensor]:
-    """Tensors of these shapes, the target's int64. To be called in a ``FakeTensorMode``."""
+    """Tensors of these shapes, the target of int64. To be called in a ``FakeTensorMode``."""
     if device == "cuda" and not torch.cuda.is_available():
-        device = "cpu"  # of whose fake tensors alone autograd then has no need of a driver
+        device = "cpu"  # without a driver, autograd takes fake tensors of the CPU alone
     dtypes = {"target": torch.int64}
     return {
         name: torch.empty(shape, dtype=dtypes.get(name, getattr(torch, dtype)), device=device)
@@ -62,14 +62,14 @@ def predict(
     dtype: str,
     device: str,
 ) -> Prediction:
-    """What a step that ``make`` makes of tensors of these shapes would do.
+    """What the step that ``make`` makes from tensors of these shapes needs.
 
-    A compiled function is taken for one operation, which holds nothing but its results: true of
-    what the compiler fuses into one loop. Where autograd records it, the compiler decides what
-    backward keeps. Then, and where the data decide, this raises ``NotSimulated``. What torch has
-    compiled before it forgets.
+    A compiled function counts as one operation that holds nothing but its results. This is true if
+    the compiler fuses it into one loop. If autograd records the function, the compiler decides what
+    backward keeps, and this raises ``NotSimulated``. It also does if the elements decide. torch
+    forgets what it has compiled before.
     """
-    torch.compiler.reset()  # a function may be compiled for so many kinds of tensors and no more
+    torch.compiler.reset()  # torch compiles a function for a limited number of kinds of tensors
     with torch_compat.FakeTensorMode():
         given = fake(shapes, dtype, device)
         step = make(given)
@@ -82,7 +82,7 @@ def predict(
             raise NotSimulated(f"the data decide what it does ({error})") from error
         except NotSimulated:
             raise
-        except Exception as error:  # of a kernel, which may raise what it likes for want of data
+        except Exception as error:  # a kernel may raise anything for lack of elements
             raise NotSimulated(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         peak = torch_compat.bytes_held(tracker, "peak")
         if isinstance(step, Reference):
@@ -93,20 +93,20 @@ def predict(
 
 
 class _Tracker(torch_compat.memory_tracker()):  # type: ignore[misc]
-    """torch's tracker of what is held, which sees too what is multiplied, moved and sent."""
+    """torch's memory tracker, which here also counts products, bytes moved and bytes sent."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
         self.device = device
         self.flops = self.moved = self.sent = 0
-        self.inside: Traffic | None = None  # of the compiled function that runs
+        self.inside: Traffic | None = None  # of the compiled function that is running
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        return True  # else torch.compile does nothing while this mode is on
+        return True  # otherwise torch.compile does nothing while this mode is on
 
     def run(self, step: Step | Reference) -> int:
-        """Forward and backward; what is held between them."""
+        """Run forward and backward. Return the bytes that are held between them."""
         with torch.compiler.set_stance("default", force_backend=self.one_operation), self:
             if isinstance(step, Reference):
                 step.forward_backward()
@@ -119,7 +119,7 @@ class _Tracker(torch_compat.memory_tracker()):  # type: ignore[misc]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         body = torch_compat.python_body(func)
-        if body is not None and func.namespace != KERNELS:  # its own steps are seen
+        if body is not None and func.namespace != KERNELS:  # count the operations of its body
             with self:
                 return body(*args, **kwargs)
         if self.inside is None:
@@ -144,29 +144,29 @@ class _Tracker(torch_compat.memory_tracker()):  # type: ignore[misc]
         return result
 
     def one_operation(self, graph: GraphModule, _: Any) -> Callable[..., Any]:
-        """What torch.compile has for a backend here."""
+        """A backend of torch.compile: runs the graph as one operation."""
 
         def run(*args: Any) -> Any:
             given = tensors(args)
-            if torch.is_grad_enabled() and any(one.requires_grad for one in given):
+            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
                 raise NotSimulated("torch.compile decides what backward keeps")
-            self.inside = Traffic({storage_id(one) for one in given})
+            self.inside = Traffic({storage_id(tensor) for tensor in given})
             try:
                 results = Interpreter(graph).run(*args)
             finally:
                 traffic, self.inside = self.inside, None
             self.moved += traffic.bytes
-            for one in results:
-                if storage_id(one) not in traffic.given:
-                    self.moved += elements(one) * one.itemsize
-                one.detach()  # a view of it, by which it is seen
+            for result in results:
+                if storage_id(result) not in traffic.given:
+                    self.moved += elements(result) * result.itemsize
+                result.detach()  # the tracker sees the result through this view
             return results
 
         return run
 
 
 class Traffic:
-    """What a compiled function reads and writes of the storages that are ``given`` to it, once."""
+    """What a compiled function reads and writes of its arguments' storages. Each counts once."""
 
     def __init__(self, given: set[int]):
         self.given = given
@@ -185,11 +185,11 @@ class Traffic:
 
 
 def accesses(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[list[Access], list[Access]]:
-    """What an operation reads and what it writes: its arguments and its results, each once.
+    """What an operation reads and writes: each argument and each result counts once.
 
-    But views are free, of what is indexed only as many elements count as there are indices or
-    values to put there, and what is new or overwritten is not read. Our kernel ``scale_`` is taken
-    to be given a factor of 1, as in training: it moves nothing then.
+    A view moves nothing. Of an indexed tensor, as many elements count as there are indices, or
+    values to put there. A new or overwritten tensor is not read. Our kernel ``scale_`` moves
+    nothing: its factor is 1 in training.
     """
     if func.is_view or func.namespace == "prim":
         return [], []
@@ -208,41 +208,44 @@ def accesses(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[list[Acces
     if "empty" in name:
         written = []
 
-    def access(one: Tensor) -> Access:
-        key = storage_id(one)
-        return key, one.itemsize * min(elements(one), most.get(key, one.numel()))
+    def access(tensor: Tensor) -> Access:
+        key = storage_id(tensor)
+        return key, tensor.itemsize * min(elements(tensor), most.get(key, tensor.numel()))
 
     return list(map(access, read)), list(map(access, written))
 
 
 def conversions(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """What an elementwise operation of several dtypes allocates on the CPU, to have but one."""
+    """What an elementwise operation allocates on the CPU to convert several dtypes to one."""
     if torch.Tag.pointwise not in func.tags:
         return []
     read, written = operands(func, args, kwargs)
-    given = [one for one in read if one.dim() and one.dtype != torch.bool]
-    if not given:
+    numbers = [tensor for tensor in read if tensor.dim() and tensor.dtype != torch.bool]
+    if not numbers:
         return []
-    dtype = functools.reduce(torch.promote_types, (one.dtype for one in given))
-    return [torch.empty_like(one, dtype=dtype) for one in given + written if one.dtype != dtype]
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in numbers))
+    others = [tensor for tensor in numbers + written if tensor.dtype != dtype]
+    return [torch.empty_like(tensor, dtype=dtype) for tensor in others]
 
 
 def operands(func: Any, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors among the arguments that are read, and those that are written to."""
-    of_name = {argument.name: argument for argument in torch_compat.schema_of(func).arguments}
-    given = [*zip(of_name.values(), args, strict=False)]
-    given += [(of_name[name], one) for name, one in kwargs.items()]
-    read = [one for argument, one in given if not argument.is_out]
+    parameters = {each.name: each for each in torch_compat.schema_of(func).arguments}
+    given = [*zip(parameters.values(), args, strict=False)]
+    given += [(parameters[name], value) for name, value in kwargs.items()]
+    read = [value for parameter, value in given if not parameter.is_out]
     written = [
-        one for argument, one in given if argument.alias_info and argument.alias_info.is_write
+        value
+        for parameter, value in given
+        if parameter.alias_info and parameter.alias_info.is_write
     ]
     return tensors(read), tensors(written)
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    return [one for one in torch_compat.tree_leaves(tree) if isinstance(one, Tensor)]
+    return [leaf for leaf in torch_compat.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def elements(tensor: Tensor) -> int:
-    """How many there are in memory: of an expanded tensor fewer than its shape says."""
+    """How many elements are in memory. An expanded tensor has fewer than its shape says."""
     return min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.itemsize)

@@ -1,1 +1,1 @@
-"""All implementations in turn, now, on this machine."""
+"""Measures all losses in turn, now, on this machine."""

@@ -76,6 +76,7 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
 
     cell = {
         "workload": chosen.name,
+        "text": chosen.text_hash,
         "dtype": arguments.dtype,
         **describe(arguments.device, torchrun.world_size() if torchrun.started else None),
     }
@@ -83,16 +84,14 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
     code = 0
     try:
         for level in impls.loss.FUNCTIONS:
-            if not (group := with_builtin(losses, level)):
+            if not (group := select_with_builtin(losses, level)):
                 continue
             try:
                 measured = level_rows(arguments, chosen, group)
                 rows.extend(append_rows(arguments.out, (cell | row for row in measured)))
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)
-            except (
-                torch.OutOfMemoryError
-            ) as error:  # raised outside any loss, by what all losses need
+            except torch.OutOfMemoryError as error:  # raised by what all losses need
                 print(f"{level} ended early: {first_line(error)}", file=sys.stderr)
                 code = 1
     except DeviceLost as error:
@@ -137,25 +136,38 @@ def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.L
     return losses
 
 
+DESCRIPTION = """\
+Measure losses side by side, now, on this machine: forward, backward, both, peak memory,
+saved memory and error. The losses take turns, round after round, next to a reference.
+`python -m benchmarks --help` lists the other commands."""
+EXAMPLES = """\
+examples:
+  python -m benchmarks
+  python -m benchmarks --impl linear.fused --impl my_loss.py --workload gpt2_text@256
+  python -m benchmarks --workload llama3_8b@8192 --dtype bfloat16 --device cuda
+  torchrun --nproc-per-node 2 -m benchmarks --workload notebook"""
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Cross-entropy implementations side by side, now, on this machine. As the "
-        "first word, `edge-cases`: what each does in edge cases; `compare`: one revision against "
-        "another; `calibrate`: what that can see here; `plan`: what any size would need.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=options.HelpFormatter,
     )
     options.add(parser, "--impl")
     options.add(parser, "--workload", default="gpt2_text")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="a text of yours for gpt2_text")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="your own text for gpt2_text and gpt2_trained"
+    )
     options.add(parser, "--dtype")
     options.add(parser, "--device")
-    options.add(parser, "--pass", help="what to time (repeatable; all, if none)")
+    options.add(parser, "--pass")
     parser.add_argument(
         "--allocator",
         default="pinned",
         choices=("pinned", "default"),
-        help="glibc's, told to keep large blocks, or as it comes",
+        help="glibc's allocator: told to keep large blocks, or with its own settings",
     )
     parser.add_argument(
         "--out",
@@ -180,7 +192,7 @@ def restart(wanted: str, argv: list[str]) -> None:
     print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
 
 
-def with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
+def select_with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
     """The losses to measure at ``level``, and the builtin loss, to which tables compare them."""
     group = select_level(losses, level)
     if group and level != "sharded" and f"{level}.builtin" not in [loss.name for loss in group]:

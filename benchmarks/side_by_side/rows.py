@@ -39,7 +39,7 @@ def append_rows(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
     with path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)
         header = next(csv.reader(file), None)
-        columns = header or [*COLUMNS, "samples", "gpu_state", "noisy"]
+        columns = header or [*COLUMNS, "text", "samples", "gpu_state", "noisy"]
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         for row in rows:
             if not header:  # with the first row: a run that measures nothing leaves no header

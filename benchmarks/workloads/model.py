@@ -1,4 +1,4 @@
-"""A small GPT, trained on real tokens: losses are tried on it, and peaked logits come from it."""
+"""Trains a small GPT on real tokens, for tests of losses and for a workload of peaked logits."""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +10,7 @@ CONTEXT = 32
 
 
 class Model(nn.Module):
-    """Embedding, one block of causal attention and MLP; what the head is to multiply."""
+    """Embedding, one block of causal attention and MLP. Returns what the head multiplies."""
 
     def __init__(self, vocab: int, width: int):
         super().__init__()
@@ -38,7 +38,7 @@ def train(
     batch: int,
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Iterator[float]:
-    """Steps without end, each giving its ``loss(hidden, head, target)`` of random contexts."""
+    """Train on random contexts without end. Yield each step's ``loss(hidden, head, target)``."""
     device = model.head.device
     while True:
         starts = torch.randint(len(ids) - CONTEXT - 1, (batch,)).tolist()

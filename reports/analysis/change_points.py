@@ -127,7 +127,9 @@ def _is_shared(
 
 
 def _place(group: pd.DataFrame) -> tuple[object, ...]:
-    return tuple(str(group.iloc[0][name]) for name in [*SERIES_ENVIRONMENT, "workload", "dtype"])
+    return tuple(
+        str(group.iloc[0][name]) for name in [*SERIES_ENVIRONMENT, "workload", "text", "dtype"]
+    )
 
 
 def _is_control(impl: str) -> bool:

@@ -23,7 +23,7 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
     """
     where = ("source", "machine", "device", "hardware", "threads", "allocator")
     place = [rows[name] for name in where]
-    cell = [*place, rows["impl"].map(level_of), rows["workload"], rows["dtype"]]
+    cell = [*place, rows["impl"].map(level_of), rows["workload"], rows["text"], rows["dtype"]]
     date = commit_dates(rows)
     latest = date.groupby([*cell, rows["impl"]], dropna=False).transform("max")
     last = (date == latest) | date.isna()
@@ -33,7 +33,7 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
 
 def cells(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each level, workload, dtype and run: what one table compares."""
-    keys = ["level", "workload", "dtype", *RUN]
+    keys = ["level", "workload", "text", "dtype", *RUN]
     levels = rows.assign(level=rows["impl"].map(level_of))
     return [cell for _, cell in levels.groupby(keys, sort=False, dropna=False)]
 
@@ -68,9 +68,9 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
 
     Its columns are ``METRICS``, in milliseconds and bytes; ``TOTAL``, forward and backward with an
     upstream gradient of 1, as a training step has it, or of another where that alone was measured;
-    and ``low`` and ``high``, the interval of the time that sorts: of ``TOTAL``, or of the pass that
-    was timed. So are ``overlap_low`` and ``overlap_high``. ``noisy`` says whether the time that sorts
-    failed its checks.
+    ``low`` and ``high``, the interval of the time that sorts: of ``TOTAL``, or of the pass that was
+    timed; ``overlap_low`` and ``overlap_high``; and ``noisy``, whether the time that sorts failed its
+    checks.
     """
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     values = last["value"].unstack("metric").reindex(columns=METRICS)

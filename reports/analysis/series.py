@@ -10,7 +10,7 @@ from reports.readers.schema import commit_dates
 
 # Numbers that differ in any of these are never in one series.
 SERIES_ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]
-QUANTITY = ["workload", "dtype", "metric", "unit"]
+QUANTITY = ["workload", "text", "dtype", "metric", "unit"]
 
 
 def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
@@ -30,7 +30,7 @@ def with_failures(rows: pd.DataFrame) -> pd.DataFrame:
     failed = rows["metric"] == "failed"
     if not failed.any():
         return rows
-    keys = [*SERIES_ENVIRONMENT, "impl", "workload", "dtype"]
+    keys = [*SERIES_ENVIRONMENT, "impl", "workload", "text", "dtype"]
     metrics = rows.loc[~failed, [*keys, "metric", "unit"]].drop_duplicates()
     lost = rows[failed].drop(columns=["metric", "unit"]).merge(metrics, on=keys)
     return pd.concat([rows[~failed], lost.assign(value=np.nan)], ignore_index=True)

@@ -26,8 +26,9 @@ COLUMNS = [
 ]
 NUMBERS = ["threads", "value", "ci_low", "ci_high", "n"]
 TEXTS = [name for name in COLUMNS if name not in NUMBERS]
-# What a file may have beside these: the samples of a time, and whether it failed its checks.
-EXTRAS = ["samples", "noisy"]
+# What a file may have too: the hash of the workload's text, the samples of a time, and whether the
+# time failed its checks.
+EXTRAS = ["text", "samples", "noisy"]
 
 
 class NotResults(ValueError):
@@ -44,6 +45,7 @@ def whole(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     rows = rows.reindex(columns=[*COLUMNS, *EXTRAS]).assign(source=source)
     samples = [one if isinstance(one, tuple) else () for one in rows["samples"]]
     noisy = pd.to_numeric(rows["noisy"], errors="coerce").fillna(0).astype(bool)
+    rows["text"] = rows["text"].astype(object).fillna("").astype(str)
     return rows.assign(samples=pd.Series(samples, index=rows.index, dtype=object), noisy=noisy)
 
 

@@ -7,16 +7,16 @@ import pandas as pd
 from benchmarks.side_by_side.rounds import append_rows, exact_row
 
 
-def append(file: Path, name: str) -> None:
-    for _ in append_rows(file, [exact_row(name, "error", "relative", 0.5)]):
-        assert name in file.read_text()  # written before the next is measured
+def append(file: Path, *names: str) -> None:
+    for row in append_rows(file, (exact_row(name, "error", "relative", 0.5) for name in names)):
+        assert row["impl"] in file.read_text()  # written before the next is measured
 
 
 def test_rows_are_added_below_one_header(tmp_path) -> None:
     file = tmp_path / "rows.csv"
-    append(file, "logits.first")
-    append(file, "logits.second")
-    assert pd.read_csv(file)["impl"].tolist() == ["logits.first", "logits.second"]
+    append(file, "logits.first", "logits.second")
+    append(file, "logits.third")
+    assert pd.read_csv(file)["impl"].tolist() == ["logits.first", "logits.second", "logits.third"]
 
 
 def test_a_file_of_an_older_version_keeps_its_columns(tmp_path) -> None:

@@ -1,5 +1,6 @@
 """Inputs are real, frozen, and refused where they would not fit."""
 
+import hashlib
 import importlib.metadata
 
 import pytest
@@ -71,6 +72,16 @@ def test_a_text_of_ones_own(tmp_path) -> None:
     assert found.tensors("logits", "float32")["target"].unique().numel() <= 4
     with pytest.raises(UnknownWorkload, match=r"needs 1025 tokens, the text has 20\d"):
         workload("gpt2_text", text)
+
+
+def test_results_name_the_text_that_they_come_from(tmp_path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("hello world " * 100)
+    mine, manual = workload("gpt2_text@20", text), workload("gpt2_text@20")
+    assert mine.text_hash == hashlib.sha256(text.read_bytes()).hexdigest()[:8]
+    assert mine.text_hash != manual.text_hash == workload("gpt2_trained").text_hash
+    assert len(manual.text_hash) == 8
+    assert workload("gpt2").text_hash == workload("notebook").text_hash == ""
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch) -> None:

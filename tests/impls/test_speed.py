@@ -13,11 +13,11 @@ WORKLOAD, DTYPE = "gpt2_text@64", "float32"
 @pytest.mark.ranks  # their times would be those of the sockets between
 @pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
 def test_speed(benchmark, loss: impls.Loss, metric: str) -> None:
-    step = Step(loss, workload(WORKLOAD).tensors(loss.level, DTYPE))
+    chosen = workload(WORKLOAD)
+    step = Step(loss, chosen.tensors(loss.level, DTYPE))
     benchmark.group = f"{loss.level} {WORKLOAD} {metric}"
-    benchmark.extra_info.update(
-        description.describe("cpu"), impl=loss.name, workload=WORKLOAD, dtype=DTYPE, metric=metric
-    )
+    cell = {"workload": WORKLOAD, "text": chosen.text_hash, "dtype": DTYPE, "metric": metric}
+    benchmark.extra_info.update(description.describe("cpu"), impl=loss.name, **cell)
     if metric == "backward":
         run, setup = step.backward, lambda: ((step.forward(),), {})
     else:

@@ -53,7 +53,7 @@ def measured(tmp_path_factory) -> tuple[str, pd.DataFrame]:
 
 def test_two_ranks_write_and_print_once(measured) -> None:
     shown, rows = measured
-    assert list(rows) == [*COLUMNS, "samples", "gpu_state"]
+    assert list(rows) == [*COLUMNS, "text", "samples", "gpu_state"]
     assert not rows.duplicated(["impl", "metric"]).any()
     counted = {"peak_memory", "sent", "collectives"}
     of = rows.groupby("impl")["metric"].agg(set)

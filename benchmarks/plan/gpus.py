@@ -1,0 +1,48 @@
+"""Reads the limits of named GPUs from their data sheets, and the times that the limits imply.
+
+No loss takes less time than its operations over the GPU's peak of dense products, its bytes moved
+over the memory's bandwidth, or its bytes sent over what the links carry one way.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.plan.simulation import Prediction
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    memory: float  # bytes
+    bandwidth: float  # bytes of memory a second
+    link: float  # bytes a second to other GPUs, one way
+    flops: dict[str, float]  # dense matrix products a second, for each dtype
+
+    def least_times(self, prediction: Prediction, dtype: str) -> dict[str, float]:
+        """The milliseconds that each limit implies."""
+        return {
+            "compute_ms": 1e3 * prediction.flops / self.flops[dtype],
+            "memory_ms": 1e3 * prediction.moved / self.bandwidth,
+            "network_ms": 1e3 * prediction.sent / self.link,
+        }
+
+
+def _read_gpus() -> dict[str, Gpu]:
+    with Path(__file__).with_name("gpus.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        row["name"]: Gpu(
+            row["name"],
+            memory=float(row["memory_gib"]) * 2**30,
+            bandwidth=float(row["bandwidth_gb_s"]) * 1e9,
+            link=float(row["link_gb_s"]) * 1e9,
+            flops={dtype: float(row[dtype]) * 1e12 for dtype in DTYPES},
+        )
+        for row in rows
+    }
+
+
+GPUS = _read_gpus()
