@@ -3,6 +3,7 @@ calibration, regressions.
 """
 
 import argparse
+import platform
 import re
 import signal
 import sys
@@ -35,6 +36,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
     add_paths(parser)
     parser.add_argument("--out", type=Path, default=Path("reports/out"), help="folder to write to")
+    parser.add_argument(
+        "--all", action="store_true", help="print the tables of all machines, not of this one alone"
+    )
     arguments = parser.parse_args(argv)
     rows, notes = read_all(parser, arguments.paths)
     if rows.empty:
@@ -58,7 +62,12 @@ def main(argv: list[str]) -> int:
     html = page.render(rows, notes, edge_cases, pairs)
     (out / "index.html").write_text(html, encoding="utf-8")
     (out / "picture.svg").write_text(page.picture(rows), encoding="utf-8")
-    print(summary)
+    here = rows if arguments.all else rows[rows["machine"] == platform.node()]
+    others = rows.loc[~rows.index.isin(here.index), "machine"].nunique()
+    if not here.empty:
+        tables.show(selection.newest(here))
+    if others:
+        print(f"results of {others} other machines are not shown here: --all shows them")
     print(f"\nindex.html, picture.svg, tidy.csv, wide.csv and summary.md are in {out}")
     return 0
 

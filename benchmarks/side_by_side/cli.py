@@ -72,7 +72,8 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
     """Measure level after level, print the table, and return the exit code."""
     import pandas as pd
 
-    from reports.render.tables import render
+    from reports.readers.schema import whole
+    from reports.render.tables import show
 
     cell = {
         "workload": chosen.name,
@@ -102,8 +103,8 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
         return 130
     finally:
         if rows:
-            frame = pd.DataFrame(rows).assign(source="side by side")
-            print(f"{render(frame)}\n\n{len(rows)} rows added to {arguments.out}")
+            show(whole(pd.DataFrame(rows), "side by side"))
+            print(f"\n{len(rows)} rows added to {arguments.out}")
     return code or (0 if rows else 2)
 
 

@@ -127,13 +127,12 @@ def _is_shared(
 
 
 def _place(group: pd.DataFrame) -> tuple[object, ...]:
-    return tuple(
-        str(group.iloc[0][name]) for name in [*SERIES_ENVIRONMENT, "workload", "text", "dtype"]
-    )
+    keys = [*SERIES_ENVIRONMENT, "workload", "text", "dtype"]
+    return tuple(str(group.iloc[0][key]) for key in keys)
 
 
 def _is_control(impl: str) -> bool:
-    return impl.endswith((*CONTROLS, ".limit")) or impl in OTHERS_CONTROLS
+    return impl.endswith(CONTROLS) or impl in OTHERS_CONTROLS
 
 
 def _changes_of(group: pd.DataFrame, margin: float) -> list[Change]:

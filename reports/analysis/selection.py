@@ -66,11 +66,14 @@ def level_of(impl: str) -> str:
 def measured(cell: pd.DataFrame) -> pd.DataFrame:
     """One cell's numbers, the last of each: a row for each implementation, the fastest first.
 
-    Its columns are ``METRICS``, in milliseconds and bytes; ``TOTAL``, forward and backward with an
-    upstream gradient of 1, as a training step has it, or of another where that alone was measured;
-    ``low`` and ``high``, the interval of the time that sorts: of ``TOTAL``, or of the pass that was
-    timed; ``overlap_low`` and ``overlap_high``; and ``noisy``, whether the time that sorts failed its
-    checks.
+    Its columns are:
+
+    - ``METRICS``, in milliseconds and bytes;
+    - ``TOTAL``, forward and backward with an upstream gradient of 1, as a training step has it, or
+      of another where that alone was measured;
+    - ``low`` and ``high``, the interval of the time that sorts: of ``TOTAL``, or of the pass that
+      was timed, and ``noisy``, whether it failed its checks;
+    - ``overlap_low`` and ``overlap_high``.
     """
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     values = last["value"].unstack("metric").reindex(columns=METRICS)
@@ -85,8 +88,8 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
             values[end] = ends[times[0]]
         if "overlap" in ends:
             values[f"overlap_{end}"] = ends["overlap"]
-    noisy = last["noisy"].unstack("metric").reindex(columns=times).fillna(False).astype(bool)
-    values["noisy"] = noisy[times[0]] if times else False
+    noisy = last["noisy"].unstack("metric")
+    values["noisy"] = noisy[times[0]].eq(True) if times else False
     if times:
         values = values.sort_values(times[0], kind="stable")
     ends = ["low", "high", "overlap_low", "overlap_high", "noisy"]

@@ -29,9 +29,9 @@ KINDS = {
 def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
     """Every row in ``paths``, files or folders; a line for each file passed over and cell failed.
 
-    Besides ``COLUMNS`` there are ``source``, the kind of run: numbers of different runs are not
-    mixed; ``text``, the hash of the text of the workload; ``samples``, a tuple of what ``value`` is the median of, empty if it is not known; and
-    ``noisy``, whether the time failed its checks.
+    Besides ``COLUMNS`` there are ``source``, the kind of run, as numbers of different runs are not
+    mixed; ``text``, the hash of the workload's text; ``samples``, a tuple of what ``value`` is the
+    median of, empty if it is not known; and ``noisy``, whether the time failed its checks.
     """
     frames: list[pd.DataFrame] = []
     notes: list[str] = []

@@ -43,10 +43,20 @@ def frame(source: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 def whole(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     """``rows`` with all columns: what is missing is empty."""
     rows = rows.reindex(columns=[*COLUMNS, *EXTRAS]).assign(source=source)
-    samples = [one if isinstance(one, tuple) else () for one in rows["samples"]]
+    samples = [as_samples(one) for one in rows["samples"]]
     noisy = pd.to_numeric(rows["noisy"], errors="coerce").fillna(0).astype(bool)
     rows["text"] = rows["text"].astype(object).fillna("").astype(str)
     return rows.assign(samples=pd.Series(samples, index=rows.index, dtype=object), noisy=noisy)
+
+
+def as_samples(cell: object) -> tuple[float, ...]:
+    """The samples of a time: a tuple already, or the text of a CSV, with spaces between them."""
+    if isinstance(cell, tuple):
+        return cell
+    try:
+        return tuple(float(word) for word in cell.split()) if isinstance(cell, str) else ()
+    except ValueError:
+        return ()
 
 
 def commit_dates(rows: pd.DataFrame) -> pd.Series:

@@ -21,16 +21,6 @@ def read(file: Path) -> pd.DataFrame:
     if missing:
         raise NotResults(f"no tidy CSV: it lacks {', '.join(missing)}")
     rows[NUMBERS] = rows[NUMBERS].apply(pd.to_numeric, errors="coerce")
-    if "samples" in rows:
-        rows["samples"] = rows["samples"].map(_samples)
     # The last row of a run that was killed may be half written.
     complete = rows["n"].notna()
     return schema.whole(rows[complete], file.name)
-
-
-def _samples(text: object) -> tuple[float, ...]:
-    """The samples in a cell of a CSV, which has spaces between them."""
-    try:
-        return tuple(float(word) for word in text.split()) if isinstance(text, str) else ()
-    except ValueError:
-        return ()

@@ -33,8 +33,18 @@ def wide(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reindex(columns=METRICS).reset_index()
 
 
+def show(rows: pd.DataFrame) -> None:
+    """Print ``rows`` for a terminal; as Markdown where rich is not installed."""
+    try:
+        from reports.render import terminal
+    except ImportError:
+        print(render(rows))
+    else:
+        terminal.show(rows)
+
+
 def render(rows: pd.DataFrame) -> str:
-    """All of ``rows`` as Markdown, which a terminal shows as well."""
+    """All of ``rows`` as Markdown."""
     blocks = [
         f"### {title}\n\n{run}\n\n"
         + table.to_markdown(colalign=("left", *["right"] * table.shape[1]))

@@ -184,9 +184,8 @@ def compare(
 ) -> None:
     """Raise ``Wrong`` unless ``actual`` is as near to ``expected`` as the budget asks.
 
-    The rounding errors of a sum of n ``terms`` add up to about √n of them where a CPU without vector
-    instructions adds the terms in order, so the band grows with √n. Half precision is summed in
-    float32.
+    A sum of n ``terms`` is off by about √n roundings where a CPU without vector instructions adds
+    the terms in order, so the band grows with √n. Half precision is summed in float32.
     """
     growth = 1 + terms**0.5 / 32 if dtype in ("float32", "float64") else 1.0
     what = "the value" if name == "value" else f"the gradient of {name}"

@@ -8,7 +8,7 @@ from benchmarks import ROOT
 from reports.__main__ import main
 from reports.analysis.change_points import regressions
 from reports.readers.files import read
-from reports.readers.schema import COLUMNS
+from reports.readers.schema import whole
 
 LIGER = ROOT / "tests" / "data" / "liger-history.csv"
 
@@ -24,7 +24,7 @@ def series(impl: str, values: list[float], device: str = "box", metric: str = "f
             **{"device": device, "metric": metric, "unit": "ms", "workload": "w"},
         }
     )
-    return rows.reindex(columns=COLUMNS).assign(source="test")
+    return whole(rows, "test")
 
 
 def noise(n: int, seed: int) -> np.ndarray:

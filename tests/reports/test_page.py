@@ -16,16 +16,27 @@ import pytest
 from benchmarks import ROOT
 from reports.__main__ import main
 from reports.analysis import verdicts
-from reports.analysis.change_points import changes, groups
+from reports.analysis.change_points import changes
+from reports.analysis.series import groups
 from reports.readers.files import read
+from reports.readers.schema import whole
+from reports.render import changes as changes_on_page
 from reports.render import page, plots
 from tests.reports.test_pick import loss
 from tests.reports.test_reports import sharded, tidy, write_csv
 
 LOSSES = {
-    **{"linear.limit": (683, 150), "linear.builtin": (767, 589), "linear.logits.fused": (729, 393)},
+    **{
+        "linear.reference": (683, 150),
+        "linear.builtin": (767, 589),
+        "linear.logits.fused": (729, 393),
+    },
     **{"linear.cce": (741, 347), "linear.fused": (779, 216), "linear.chunked_vocab": (979, 182)},
-    **{"logits.limit": (16, 196), "logits.builtin": (71, 589), "logits.fused_in_place": (42, 0.04)},
+    **{
+        "logits.reference": (16, 196),
+        "logits.builtin": (71, 589),
+        "logits.fused_in_place": (42, 0.04),
+    },
 }
 REGRESSED = "c" * 40
 
@@ -37,7 +48,7 @@ def measured(**more: object) -> list[dict[str, object]]:
 def asv_file(folder: Path, commit: str, day: int, ms: float) -> None:
     """A commit's results, as ``asv run --record-samples`` leaves them."""
     params = [["'logits.eager'", "'logits.fused'"], ["'gpt2_text@256'"], ["'float32'"]]
-    samples = [[(ms + n / 100) / 1e3 for n in range(7)], [(5 + n / 100) / 1e3 for n in range(7)]]
+    samples = [[ms + n / 100 for n in range(7)], [5 + n / 100 for n in range(7)]]
     content = {
         "commit_hash": commit,
         "env_name": "virtualenv-py3.11",
@@ -48,7 +59,7 @@ def asv_file(folder: Path, commit: str, day: int, ms: float) -> None:
         "env_vars": {},
         "result_columns": ["result", "params", "version", "samples"],
         "results": {
-            "logits.CPU.time_forward_backward": [
+            "logits.CPU.track_forward_backward": [
                 [float(np.median(one)) for one in samples],
                 params,
                 "1",
@@ -117,7 +128,7 @@ def test_it_needs_nothing_but_itself(html) -> None:
 def test_the_verdict_says_which_and_why_in_each_environment(html) -> None:
     text = words(html)
     assert "linear.logits.fused: the fastest of 5, at 729 ms forward and backward" in text
-    assert "(0.95 × builtin, 1.07 × the limit), with a peak of 393 MiB (0.67 × builtin)" in text
+    assert "(0.95 × builtin, 1.07 × the reference), with a peak of 393 MiB (0.67 × builtin)" in text
     assert "The least memory: linear.chunked_vocab, 182 MiB in 979 ms." in text
     assert "It overwrites its input." in text
     assert text.count("the fastest of 5, at 729") == 2
@@ -302,7 +313,9 @@ def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp
     commits, dates = 100, pd.date_range("2020-01-01", periods=100, tz="UTC").astype(str)
     parts = []
     for series in range(1000):
-        impl = ["logits.builtin", "logits.limit", *(f"logits.n{n}" for n in range(8))][series % 10]
+        impl = ["logits.builtin", "logits.reference", *(f"logits.n{n}" for n in range(8))][
+            series % 10
+        ]
         values = np.exp(rng.normal(0, 0.03, commits)) * np.where(np.arange(commits) < 95, 1, 2)
         of = tidy(impl=impl, workload=f"gpt2_text@{series // 50}", dtype=f"d{series // 10 % 5}")
         parts.append(
@@ -320,20 +333,17 @@ def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp
     assert len(html) < 5e6
     text = words(html)
     assert "older numbers are not in their charts" in text
-    assert f"{page.HISTORIES} of 100 histories are drawn" in text
-    assert f"{page.CHANGES} of " in text
+    assert f"{changes_on_page.HISTORIES} of 100 histories are drawn" in text
+    assert f"{changes_on_page.CHANGES} of " in text
     assert "logits.n7" in text
 
 
 def test_falls_are_changes_too_and_no_regressions() -> None:
-    rows = pd.DataFrame(
-        [
-            tidy(value=10.0 if n < 6 else 8.0, commit=f"c{n}", commit_date=f"2026-01-{n + 1:02}")
-            for n in range(12)
-        ]
-    ).assign(source="x")
-    [group] = groups(rows)
-    [one] = changes(group, 0.05)
+    rows = [
+        tidy(value=10.0 if n < 6 else 8.0, commit=f"c{n}", commit_date=f"2026-01-{n + 1:02}")
+        for n in range(12)
+    ]
+    [[one]] = changes(groups(whole(pd.DataFrame(rows), "x")), 0.05)
     assert (one.commit, one.last, one.rise) == ("c6", "c5", False)
 
 
@@ -495,7 +505,7 @@ def test_by_screen_reader(opened) -> None:
 
 def as_read(rows: list[dict[str, object]]) -> pd.DataFrame:
     """Rows as ``read`` gives them."""
-    frame = pd.DataFrame(rows).assign(source="now.csv", samples=[()] * len(rows))
+    frame = whole(pd.DataFrame(rows), "now.csv")
     frame["threads"] = pd.to_numeric(frame["threads"], errors="coerce")
     return frame
 
