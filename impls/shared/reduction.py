@@ -96,7 +96,7 @@ def locate(y: Tensor, start: Tensor | int, size: int) -> tuple[Tensor, Tensor]:
     """
     column = y - start
     inside = (column >= 0) & (column < size)
-    return column.mul_(inside), inside
+    return column.masked_fill_(~inside, 0), inside
 
 
 def target_distribution(
