@@ -1,8 +1,9 @@
-"""Implementations of cross entropy behind one interface, PyTorch's own.
+"""Implementations of cross entropy, all with the interface of PyTorch's own.
 
-The filesystem is the registry: a file's folder is its level, its name is its name, and the one
-function in it that bears PyTorch's name is its body. ``names()`` lists them, ``load(name)`` gives
-one to call. A name may fix options, as in a call: ``linear.fused(filter_eps=6e-5)``.
+The filesystem is the registry. The file ``logits/eager.py`` is the implementation "logits.eager":
+the folder is its level, and its function has PyTorch's name, ``cross_entropy`` or
+``linear_cross_entropy``. ``names()`` lists the implementations, and ``load(name)`` imports one. A
+name may fix options, as a call does: "linear.fused(filter_eps=6e-5)".
 
 >>> import impls
 >>> cross_entropy = impls.load("logits.eager").fn
@@ -28,15 +29,15 @@ __all__ = ["Loss", "Support", "Unavailable", "UnknownImplementation", "load", "n
 
 
 class Unavailable(ImportError):
-    """An implementation that cannot run here: what it imports is missing, too old, or fails."""
+    """An implementation cannot run here: a package that it needs is missing, too old, or fails."""
 
 
 class UnknownImplementation(LookupError):
-    """A name that no file answers to, or a stranger's file that is none."""
+    """No file has this name, or the file at a path is not an implementation."""
 
 
 def names(folder: Path = Path(__file__).parent) -> list[str]:
-    """Dotted names, ``level.name``, of every implementation under ``folder``. Imports nothing."""
+    """The name of each implementation under ``folder``, such as "logits.eager". Imports nothing."""
     return sorted(
         f"{file.parent.name}.{file.stem}"
         for level in FUNCTIONS
@@ -45,13 +46,15 @@ def names(folder: Path = Path(__file__).parent) -> list[str]:
 
 
 def load(name: str) -> Loss:
-    """The implementation ``name``: one of ``names()``, or a path to a file of the same shape.
+    """Import the implementation ``name``: one of ``names()``, or a path to a Python file.
 
-    Either may be followed by options in brackets: ``linear.fused(softcap=30.0)`` is that loss with
-    that softcap, under that name. Raises ``UnknownImplementation`` if there is no such name, file
-    or option, or if the file at a path fails itself; and ``Unavailable`` if a package that it
-    imports is missing, lacks a name or fails. An error of a file of ours is a bug, and stays as it
-    is.
+    Options may follow in brackets: "linear.fused(softcap=30.0)" is linear.fused with this softcap.
+    The ``Loss`` keeps the whole name.
+
+    Raises ``UnknownImplementation`` if the name, the file or an option does not exist, or if the
+    file at a path has an error of its own. Raises ``Unavailable`` if a package that the
+    implementation imports is missing, lacks a name, or fails. An error in a file of this package is
+    a bug, and is raised as it is.
     """
     if match := re.fullmatch(r"(.+?\.py|[\w.]+)(\(.*\))", name):
         base, brackets = match.groups()
@@ -68,11 +71,12 @@ def load(name: str) -> Loss:
     try:
         module = _execute(Path(name)) if is_path else importlib.import_module(f"impls.{name}")
     except Exception as error:
-        if reason := _lacking(error, Path(name)):
+        if reason := _unavailable_reason(error, Path(name)):
             raise Unavailable(reason) from error
         if not is_path:
             raise
-        line = next((at for file, at in _frames(error) if file == Path(name).resolve()), None)
+        file = Path(name).resolve()
+        line = next((line for source, line in _frames(error) if source == file), None)
         where = name if line is None else f"{name}, line {line}"
         raise UnknownImplementation(f"{where}: {_one_line(error)}") from error
     level = _level(name, module)
@@ -83,23 +87,23 @@ def load(name: str) -> Loss:
     return Loss(name, level, getattr(module, FUNCTIONS[level]), support, summary)
 
 
-def _lacking(error: Exception, file: Path) -> str:
-    """Why what a loss imports cannot be had here, or "" if the loss itself is to blame."""
+def _unavailable_reason(error: Exception, file: Path) -> str:
+    """Why a package that ``file`` imports is unavailable, or "" if the error is in the file."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    is_theirs = package not in ("", "impls")
+    is_foreign = package not in ("", "impls")
     is_missing = isinstance(error, ModuleNotFoundError)
-    if is_theirs and is_missing and importlib.util.find_spec(package) is None:
+    if is_foreign and is_missing and importlib.util.find_spec(package) is None:
         return f"needs the package {package}, which is not installed"
     source = next((file for file, _ in _frames(error)), Path())
     if source != file.resolve() and not source.is_relative_to(Path(__file__).parent):
-        return f"imports what fails here: {_one_line(error)}"
-    if is_theirs and not is_missing:
+        return f"needs a package that fails here: {_one_line(error)}"
+    if is_foreign and not is_missing:
         return f"needs another version of {package}: {_one_line(error)}"
     return ""
 
 
 def _frames(error: Exception) -> list[tuple[Path, int]]:
-    """The files and lines where it was raised, innermost first, without those of importing."""
+    """The traceback's files and lines, innermost first, without those of the import system."""
     frames = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
         frames.append((error.filename or "", error.lineno or 0))
@@ -111,10 +115,10 @@ def _frames(error: Exception) -> list[tuple[Path, int]]:
 
 
 def _one_line(error: Exception) -> str:
-    said = str(error).strip().partition("\n")[0]
+    message = str(error).strip().partition("\n")[0]
     if isinstance(error, ImportError):
-        said = said.partition(" (")[0]  # the rest is a path
-    return f"{type(error).__name__}: {said}"
+        message = message.partition(" (")[0]  # the rest is a path
+    return f"{type(error).__name__}: {message}"
 
 
 def _options(name: str, brackets: str, known: tuple[str, ...]) -> dict[str, Any]:
@@ -123,20 +127,21 @@ def _options(name: str, brackets: str, known: tuple[str, ...]) -> dict[str, Any]
         assert isinstance(call, ast.Call)
         if call.args:
             raise ValueError
-        found = {str(given.arg): ast.literal_eval(given.value) for given in call.keywords}
+        options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise UnknownImplementation(
-            f"{name}: in brackets stand options, as in (softcap=30.0)"
+            f"{name}: only options may be in the brackets, as in (softcap=30.0)"
         ) from error
-    if unknown := sorted(found.keys() - set(known)):
+    if unknown := sorted(options.keys() - set(known)):
         raise UnknownImplementation(
             f"{name}: no option {', '.join(unknown)}; there are {', '.join(known)}"
         )
-    return found
+    return options
 
 
 def _execute(file: Path) -> ModuleType:
-    # A name of its own, which torch.compile can look up: a stranger's file may be called torch.py.
+    # torch.compile looks a module up by name. A user's file may be called torch.py, so its module
+    # has a name of its own.
     name = "impl_" + re.sub(r"\W", "_", str(file.resolve()))
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
@@ -148,12 +153,12 @@ def _execute(file: Path) -> ModuleType:
 
 
 def _level(name: str, module: ModuleType) -> str:
-    # A loss of hidden states is looked for first: it may well import a cross_entropy to call.
+    # linear_cross_entropy first: such a file may also import a cross_entropy to call.
     if hasattr(module, FUNCTIONS["linear"]):
         parameters = inspect.signature(module.linear_cross_entropy).parameters
         return "sharded" if "group" in parameters else "linear"
     if hasattr(module, FUNCTIONS["logits"]):
         return "logits"
     raise UnknownImplementation(
-        f"{name} defines none of {', '.join(dict.fromkeys(FUNCTIONS.values()))}"
+        f"{name} defines neither {' nor '.join(dict.fromkeys(FUNCTIONS.values()))}"
     )

@@ -1,6 +1,8 @@
-"""What a loss is: its three signatures, what it supports, and what a call to it may look like.
+"""What a loss is: the signature of each level, what a loss supports, and which calls are valid.
 
-N tokens, D hidden, V vocabulary, R ranks.
+A loss is at one of three levels: it takes logits, hidden states and the classifier's weight
+(linear), or the same with a vocabulary that is split across ranks (sharded). In shapes, N is the
+number of tokens, D the hidden width, V the vocabulary and R the number of ranks.
 """
 
 import inspect
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-# The levels, and the name that the function of each has.
+# Each level, and the name of a loss's function at that level.
 FUNCTIONS = {
     "logits": "cross_entropy",
     "linear": "linear_cross_entropy",
@@ -23,7 +25,7 @@ FUNCTIONS = {
 
 
 class CrossEntropy(Protocol):
-    """The signature of ``torch.nn.functional.cross_entropy``: its names, defaults and meaning."""
+    """A loss of logits, with the names, defaults and meaning of ``F.cross_entropy``."""
 
     def __call__(
         self,
@@ -38,7 +40,10 @@ class CrossEntropy(Protocol):
 
 
 class LinearCrossEntropy(Protocol):
-    """That of ``torch.nn.functional.linear_cross_entropy``: logits are input @ linear_weight.T."""
+    """A loss of hidden states, as ``F.linear_cross_entropy``.
+
+    The logits are input @ linear_weight.T + linear_bias.
+    """
 
     def __call__(
         self,
@@ -55,12 +60,13 @@ class LinearCrossEntropy(Protocol):
 
 
 class ShardedLinearCrossEntropy(Protocol):
-    """``LinearCrossEntropy`` of a vocabulary that the R ranks of ``group`` hold a slice each of.
+    """A ``LinearCrossEntropy`` whose vocabulary is split across the R ranks of ``group``.
 
-    V_r classes are this rank's, which may be none; slices are in the order of the ranks. What is
-    over the vocabulary is this rank's slice, and so is its gradient. All else is the same on every
-    rank: input, target (numbers among all V = Σ V_r classes), options, the upstream gradient; and
-    so are the value and the gradient of the input. Every rank calls it, and its backward.
+    Rank r holds V_r classes, perhaps none; V = Σ_r V_r. The slices are in the order of the ranks.
+    Each rank gives its slice of ``linear_weight``, ``linear_bias`` and ``weight``, and receives the
+    gradients of its slice. The rest is the same on every rank: the input, the target (numbers
+    among all V classes), the options, the upstream gradient, the value, and the gradient of the
+    input. Every rank must call the loss, and its backward.
     """
 
     def __call__(
@@ -80,65 +86,67 @@ class ShardedLinearCrossEntropy(Protocol):
 
 @dataclass(frozen=True)
 class Support:
-    """Where an implementation runs. A file that says nothing else runs wherever torch does.
+    """Where a loss runs, and what it does differently. By default it runs wherever torch does.
 
-    ``deviations`` are the properties of the gate that a rival is known to lack, each with what it
-    does instead; a gate that finds one mended fails, so that it is struck off here. On CUDA,
-    ``cuda_deviations`` are added to them.
+    ``deviations`` are the properties of the gate that a rival is known to lack, by name, each with
+    what the rival does instead. The gate fails if a declared deviation does not show, so that the
+    declaration is removed. On CUDA, ``cuda_deviations`` are added.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
     overwrites_input: bool = False
-    even_slices: bool = False  # a sharded one: its slices must be those of torch.chunk
+    even_slices: bool = False  # a sharded loss takes only the slices that torch.chunk makes
     deviations: Mapping[str, str] = field(default_factory=dict)
-    cuda_dtypes: tuple[str, ...] | None = None  # None: those above
+    cuda_dtypes: tuple[str, ...] | None = None  # None: the same as ``dtypes``
     cuda_deviations: Mapping[str, str] = field(default_factory=dict)
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
-        """The dtypes that it takes on ``device``, "cpu" or "cuda"."""
+        """The dtypes that the loss takes on ``device``, "cpu" or "cuda"."""
         return self.cuda_dtypes if device == "cuda" and self.cuda_dtypes else self.dtypes
 
     def deviations_on(self, device: str) -> dict[str, str]:
-        """Its deviations on ``device``, "cpu" or "cuda"."""
+        """The loss's deviations on ``device``, "cpu" or "cuda"."""
         return {**self.deviations, **(self.cuda_deviations if device == "cuda" else {})}
 
 
-# Triton's interpreter runs a kernel on the CPU, one program at a time: for values, not for times.
+# Whether Triton's interpreter runs kernels, on the CPU, one program at a time. Their values are
+# right; their times mean nothing.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def triton_support(**more: Any) -> Support:
-    """The ``Support`` of a Triton kernel: CUDA or, interpreted, the CPU.
+    """The ``Support`` of a Triton kernel: CUDA or, in Triton's interpreter, the CPU.
 
-    The interpreter multiplies bfloat16 as if it were an integer (triton 3.9), so it has none.
+    ``more`` are further fields of ``Support``. The interpreter multiplies bfloat16 as if it were an
+    integer (triton 3.9), so it has no bfloat16.
     """
     if INTERPRETED:
         return Support(("cpu",), ("float32", "float16"), **more)
     return Support(("cuda",), ("float32", "bfloat16", "float16"), **more)
 
 
-# The deviation of a Triton kernel that is no operator of torch's, while it is interpreted.
-UNTRACEABLE: Mapping[str, str] = (
+# The deviation, in the interpreter, of a Triton kernel that is not registered as a torch operator.
+INTERPRETER_DEVIATIONS: Mapping[str, str] = (
     {"in_a_compiled_step": "torch.compile cannot trace Triton's interpreter"} if INTERPRETED else {}
 )
 
 
 @dataclass(frozen=True)
 class Loss:
-    """One implementation: ``fn`` is a ``CrossEntropy`` or, at another level, that level's kind."""
+    """One implementation of cross entropy."""
 
-    name: str
-    level: str
-    fn: Callable[..., Tensor]
+    name: str  # for ``impls.load``, such as "linear.fused"
+    level: str  # "logits", "linear" or "sharded"
+    fn: Callable[..., Tensor]  # a function with the signature of its level, above
     support: Support
-    summary: str
+    summary: str  # what the loss does, in one line
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The keyword arguments that it takes: what is not in its signature it does not support.
+        """The names of the keyword arguments with a default, all that the loss supports.
 
-        Without ``group``, which says where it runs, not what it computes.
+        ``group`` is not an option: it determines where a sharded loss runs, not what it computes.
         """
         return tuple(
             parameter.name
@@ -147,7 +155,7 @@ class Loss:
         )
 
     def as_linear(self) -> "Loss":
-        """A loss of logits with ``F.linear`` in front, which is what a linear one computes."""
+        """This loss of logits with ``F.linear`` in front: a linear loss with the same options."""
 
         def linear_cross_entropy(
             input: Tensor,
@@ -163,19 +171,20 @@ class Loss:
             check_call(input, target, *checked, smoothing, linear_weight, linear_bias)
             return self.fn(F.linear(input, linear_weight, linear_bias), target, **options)
 
-        keywords = [*inspect.signature(linear_cross_entropy).parameters.values()][:-1]
-        theirs = inspect.signature(self.fn).parameters
-        keywords += [
-            theirs[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in self.options
+        # The signature names the options of this loss in place of **options.
+        parameters = [*inspect.signature(linear_cross_entropy).parameters.values()][:-1]
+        of_logits = inspect.signature(self.fn).parameters
+        parameters += [
+            of_logits[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in self.options
         ]
-        linear_cross_entropy.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+        linear_cross_entropy.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         name, summary = f"linear.{self.name}", f"F.linear, then {self.name}."
-        support = replace(self.support, overwrites_input=False)  # the logits are nobody else's
+        support = replace(self.support, overwrites_input=False)  # no caller has the logits
         return Loss(name, "linear", linear_cross_entropy, support, summary)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The operands of a matrix product as ``torch.autocast`` would have them: cast, if it is on."""
+    """The operands of a matrix product in the dtype of ``torch.autocast``, where it is on."""
     device = next(tensor.device.type for tensor in tensors if tensor is not None)
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -192,36 +201,35 @@ def check_call(
     linear_weight: Tensor | None = None,
     linear_bias: Tensor | None = None,
 ) -> None:
-    """Raise ``ValueError``, naming both sides, if shapes, dtypes or options do not go together.
+    """Raise ``ValueError`` if shapes or dtypes do not go together, or an option is invalid.
 
-    Reads no element, so it costs nothing on any device.
+    The message names both sides. No element is read, so the host never waits for a device.
     """
-    classes = input if linear_weight is None else linear_weight
-    if input.dim() != 2 or classes.dim() != 2 or target.shape != input.shape[:1]:
+    if input.dim() != 2 or target.shape != input.shape[:1]:
         raise ValueError(
             f"input must be (N, {'V' if linear_weight is None else 'D'}) and target (N,): "
             f"got {tuple(input.shape)} and {tuple(target.shape)}"
         )
-    if linear_weight is not None and linear_weight.shape[1] != input.shape[1]:
+    if linear_weight is not None and linear_weight.shape[1:] != input.shape[1:]:
         raise ValueError(
-            f"input (N, D) and linear_weight (V, D) differ in D: "
+            f"input must be (N, D) and linear_weight (V, D): "
             f"got {tuple(input.shape)} and {tuple(linear_weight.shape)}"
         )
     if not input.is_floating_point() or target.dtype != torch.int64:
         raise ValueError(
             f"input must be floating point and target int64: got {input.dtype} and {target.dtype}"
         )
-    vocab = classes.shape[0 if linear_weight is not None else 1]
+    vocab = input.shape[1] if linear_weight is None else len(linear_weight)
     for name, vector in (("weight", weight), ("linear_bias", linear_bias)):
         if vector is not None and vector.shape != (vocab,):
-            raise ValueError(f"{name} must be ({vocab},), one a class: got {tuple(vector.shape)}")
+            raise ValueError(f"{name} must be ({vocab},), one per class: got {tuple(vector.shape)}")
     for name, other in (
         ("linear_weight", linear_weight),
         ("linear_bias", linear_bias),
         ("weight", weight),
     ):
         if other is not None and other.dtype != input.dtype:
-            raise ValueError(f"input is {input.dtype}, {name} is {other.dtype}: they must agree")
+            raise ValueError(f"input and {name} must agree: got {input.dtype} and {other.dtype}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none': got {reduction!r}")
     if not 0.0 <= label_smoothing <= 1.0:

@@ -1,1 +1,1 @@
-"""Kernels in C++ and Triton, each used by one file of ``impls``."""
+"""Triton kernels that our losses launch."""

@@ -1,12 +1,13 @@
-"""Triton: the losses of rows of logits x and their gradient, in one kernel.
+"""A Triton kernel: the losses of rows of logits x, and the logits' gradient.
 
-A program takes one row after the other. A first pass finds the row's maximum m and
-s = Σ exp(x - m). A second pass goes backwards and writes the gradient. Few rows are worked on at
-once, so the second pass reads most logits from a cache, not from memory. A step moves little more
-than a copy does: N V logits in, N V out.
+A program takes one row after the other. A first pass over the row finds its maximum m and
+s = Σ_j exp(x_j - m). A second pass goes backwards and writes the gradient. a, b and q are those of
+``impls.shared.reduction``; softcap and z-loss are those of ``impls.shared.rows``. Few rows are
+worked on at once, so the second pass reads most logits from a cache, not from memory. A step moves
+little more than a copy does: N V logits in, N V out.
 
-A GPU has one instruction for a power of 2, so exponentials are 2^((x - m) log₂e).
-docs/experiments/0024-triton-kernel.md says what this design was chosen from.
+A GPU has one instruction for a power of 2, so exp(x - m) is 2^((x - m) log₂e).
+docs/experiments/0024-triton-kernel.md has the designs that were compared.
 """
 
 import functools
@@ -18,17 +19,16 @@ from torch import Tensor
 
 from impls.loss import INTERPRETED
 
-NUMBERS = 32  # logits that a thread works on at once
-# Bytes of a long row. With two long rows on each multiprocessor, the rows do not fit the L2 cache.
-LONG = 384 * 2**10
+LOGITS_PER_THREAD = 32  # at once
+LONG_ROW = 384 * 2**10  # bytes; two longer rows per multiprocessor do not fit the L2 cache
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LEAST = tl.constexpr(-1e38)  # in place of -inf, as -inf - -inf is nan
+LOWEST = tl.constexpr(-1e38)  # in place of -inf: -inf - -inf is nan
 
 
 @triton.jit
 def tanh(u):
-    """Within 2 units in the last place. Near 0 by Cephes' polynomial, where 1 - … would cancel."""
+    """tanh(u) within 2 units in the last place. Near 0, where 1 - … cancels, Cephes' polynomial."""
     square = u * u
     p = -5.70498872745e-3 * square + 2.06390887954e-2
     p = (p * square - 5.37397155531e-2) * square + 1.33314422036e-1
@@ -39,21 +39,21 @@ def tanh(u):
 
 @triton.jit
 def cap(x, softcap: tl.constexpr):
-    """c tanh(x / c); x itself where there is no softcap c."""
+    """c tanh(x/c), or x itself without a softcap c."""
     return x if softcap is None else softcap * tanh(x / softcap)
 
 
 @triton.jit
-def capped(x, inside, softcap: tl.constexpr):
-    """A tile of logits in float32, capped. Outside the row it is -inf."""
+def cap_tile(x, inside, softcap: tl.constexpr):
+    """A tile of logits, capped, in float32; -inf outside the row."""
     x = x.to(tl.float32)
     return x if softcap is None else tl.where(inside, cap(x, softcap), float("-inf"))
 
 
 @triton.jit
-def q_of(everywhere, column, inside, uniform: tl.constexpr):
-    """q at the columns; one number where q is the same for all classes."""
-    return tl.load(everywhere) if uniform else tl.load(everywhere + column, inside, other=0.0)
+def load_smoothing(smoothing, column, inside, uniform: tl.constexpr):
+    """b at the columns; if it is ``uniform``, one number."""
+    return tl.load(smoothing) if uniform else tl.load(smoothing + column, inside, other=0.0)
 
 
 @triton.jit
@@ -62,9 +62,9 @@ def rows_kernel(
     grad,  # (n, vocab), which may be the logits
     losses,  # (n,)
     y,  # (n,)
-    at_y,  # (n,)
-    everywhere,  # (vocab,), or (1,) where it is the same for all classes
-    spread,  # () Σ everywhere
+    target_weight,  # (n,) a
+    smoothing,  # (vocab,) b, or (1,) if it is uniform
+    smoothing_sum,  # () Σ_j b_j
     upstream,  # (n,)
     n,
     vocab,
@@ -74,43 +74,44 @@ def rows_kernel(
     z_loss: tl.constexpr,
     with_grad: tl.constexpr,
     smoothed: tl.constexpr,
-    uniform: tl.constexpr,  # whether everywhere is one number
-    deep: tl.constexpr,
-    wide: tl.constexpr,
+    uniform: tl.constexpr,  # whether b is the same number for all classes
+    depth: tl.constexpr,  # of a tile
+    width: tl.constexpr,
 ):
-    tile = tl.arange(0, deep)[:, None] * wide + tl.arange(0, wide)[None, :]
-    size: tl.constexpr = deep * wide
+    tile = tl.arange(0, depth)[:, None] * width + tl.arange(0, width)[None, :]
+    size: tl.constexpr = depth * width
     tiles = tl.cdiv(vocab, size)
-    sum_q = tl.load(spread) if smoothed else 0.0
+    sum_b = tl.load(smoothing_sum) if smoothed else 0.0
     for row in range(tl.program_id(0), n, tl.num_programs(0)):
-        of_row = logits + tl.cast(row, tl.int64) * logits_stride
-        to_row = grad + tl.cast(row, tl.int64) * grad_stride
-        given = tl.load(upstream + row) if with_grad else 1.0
-        if with_grad and given == 0:  # an ignored row, whose logits may be nan
+        x_row = logits + tl.cast(row, tl.int64) * logits_stride
+        g_row = grad + tl.cast(row, tl.int64) * grad_stride
+        row_upstream = tl.load(upstream + row) if with_grad else 1.0
+        if with_grad and row_upstream == 0:  # an ignored row, whose logits may be nan
             for i in range(tiles):
                 column = i * size + tile
-                tl.store(to_row + column, tl.zeros([deep, wide], tl.float32), column < vocab)
+                tl.store(g_row + column, tl.zeros([depth, width], tl.float32), column < vocab)
             tl.store(losses + row, 0.0)
         else:
             target = tl.load(y + row).to(tl.int32)
-            share = tl.load(at_y + row)
+            a = tl.load(target_weight + row)
             # A target out of range makes its row nan: nothing outside the row is read or written.
-            known = (target >= 0) & (target < vocab)
-            x_y = cap(tl.load(of_row + target, known, other=float("nan")).to(tl.float32), softcap)
-            near = tl.maximum(x_y, LEAST)
-            m = tl.full([wide], LEAST, tl.float32)
-            s = tl.zeros([wide], tl.float32)
-            q_x = tl.zeros([wide], tl.float32)  # Σ q (x - near)
+            in_range = (target >= 0) & (target < vocab)
+            x_y = tl.load(x_row + target, in_range, other=float("nan"))
+            x_y = cap(x_y.to(tl.float32), softcap)
+            shift = tl.maximum(x_y, LOWEST)
+            m = tl.full([width], LOWEST, tl.float32)
+            s = tl.zeros([width], tl.float32)
+            t = tl.zeros([width], tl.float32)  # Σ_j b_j (x_j - shift)
             for i in range(tiles):
                 column = i * size + tile
                 inside = column < vocab
                 x = tl.load(
-                    of_row + column, inside, other=float("-inf"), eviction_policy="evict_last"
+                    x_row + column, inside, other=float("-inf"), eviction_policy="evict_last"
                 )
-                x = capped(x, inside, softcap)
+                x = cap_tile(x, inside, softcap)
                 if smoothed:
-                    q = q_of(everywhere, column, inside, uniform)
-                    q_x += tl.sum(tl.where(inside, q * (x - near), 0.0), 0)
+                    b = load_smoothing(smoothing, column, inside, uniform)
+                    t += tl.sum(tl.where(inside, b * (x - shift), 0.0), 0)
                 top = tl.maximum(m, tl.max(x, 0))
                 exps = tl.exp2((x - top[None, :]) * LOG2E)
                 s = s * tl.exp2((m - top) * LOG2E) + tl.sum(exps, 0)
@@ -119,39 +120,39 @@ def rows_kernel(
             s = tl.sum(s * tl.exp2((m - top) * LOG2E))
             log_p_y = x_y - top - tl.log(s)
             lse = top + tl.log(s)
-            loss = -share * log_p_y + z_loss * lse * lse
+            loss = -a * log_p_y + z_loss * lse * lse
             if smoothed:
-                loss -= tl.sum(q_x) + sum_q * (near - x_y + log_p_y)
+                loss -= tl.sum(t) + sum_b * (shift - x_y + log_p_y)
             tl.store(losses + row, loss)
             if with_grad:
-                total = share + sum_q + 2 * z_loss * lse
-                factor = tl.where(known, total * given / s, float("nan"))
+                softmax_factor = (a + sum_b + 2 * z_loss * lse) * row_upstream
+                factor = tl.where(in_range, softmax_factor / s, float("nan"))
                 for i in range(tiles):
                     column = (tiles - 1 - i) * size + tile
                     inside = column < vocab
                     x = tl.load(
-                        of_row + column, inside, other=float("-inf"), eviction_policy="evict_first"
+                        x_row + column, inside, other=float("-inf"), eviction_policy="evict_first"
                     )
-                    x = capped(x, inside, softcap)
+                    x = cap_tile(x, inside, softcap)
                     g = tl.exp2((x - top) * LOG2E) * factor
                     if smoothed:
-                        g -= q_of(everywhere, column, inside, uniform) * given
+                        g -= load_smoothing(smoothing, column, inside, uniform) * row_upstream
                     if softcap is not None:
                         g *= 1 - (x / softcap) * (x / softcap)
-                    tl.store(to_row + column, g, inside, cache_modifier=".cs")
-                # The target's entry anew, in float32: p - 1, from a rounded p, would be lost.
+                    tl.store(g_row + column, g, inside, cache_modifier=".cs")
+                # The target's entry is computed apart: p_y - 1 would be lost in a rounded p_y.
                 if smoothed:
-                    share += q_of(everywhere, target, known, uniform)
-                g_y = tl.exp2((x_y - top) * LOG2E) * factor - share * given
+                    a += load_smoothing(smoothing, target, in_range, uniform)
+                g_y = tl.exp2((x_y - top) * LOG2E) * factor - a * row_upstream
                 if softcap is not None:
                     g_y *= 1 - (x_y / softcap) * (x_y / softcap)
                 tl.debug_barrier()  # another thread has written that entry
-                tl.store(to_row + target, g_y, known)
+                tl.store(g_row + target, g_y, in_range)
 
 
 @triton.jit
 def scale_kernel(grad, factor, count, size: tl.constexpr):
-    """``grad`` times the number ``factor``; where that is 1, nothing is read or written."""
+    """Multiply ``grad`` by the number ``factor``. A factor of 1 reads and writes nothing."""
     by = tl.load(factor)
     if by != 1:
         for block in range(tl.program_id(0), tl.cdiv(count, size), tl.num_programs(0)):
@@ -166,42 +167,44 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def shape(vocab: int, itemsize: int, plain: bool) -> tuple[int, int, int, int]:
-    """Of a tile (deep, wide); how many warps a program has, and programs a multiprocessor.
+def launch_shape(vocab: int, itemsize: int, is_plain: bool) -> tuple[int, int, int, int]:
+    """A tile's depth and width, a program's warps, and a multiprocessor's programs.
 
-    A thread reads 16 bytes at once. A softcap or smoothing needs more registers: not ``plain``.
+    A thread reads 16 bytes at once. A plain loss has no softcap and no smoothing, which would need
+    more registers.
     """
-    numbers = NUMBERS if plain else NUMBERS // 2
-    long = vocab * itemsize > LONG
-    warps = min(32 if long and plain else 16, triton.next_power_of_2(triton.cdiv(vocab, 1024)))
-    each = 16 // itemsize
-    return numbers // each, 32 * warps * each, warps, (32 if plain else 16) // warps
+    logits = LOGITS_PER_THREAD if is_plain else LOGITS_PER_THREAD // 2
+    is_long = vocab * itemsize > LONG_ROW
+    most_warps = 32 if is_long and is_plain else 16
+    warps = min(most_warps, triton.next_power_of_2(triton.cdiv(vocab, 1024)))
+    loaded = 16 // itemsize  # logits, at once
+    return logits // loaded, 32 * warps * loaded, warps, (32 if is_plain else 16) // warps
 
 
-def registers(plain: bool) -> int:
-    """How many a thread may have, so that as many programs run at once as ``shape`` says."""
-    return 64 if plain else 128
+def registers_per_thread(is_plain: bool) -> int:
+    """The limit with which as many programs run at once as ``launch_shape`` says."""
+    return 64 if is_plain else 128
 
 
 def launch(
     logits: Tensor,
     y: Tensor,
-    at_y: Tensor,
-    everywhere: Tensor | None,
+    target_weight: Tensor,
+    smoothing: Tensor | None,
     upstream: Tensor | None,
     grad: Tensor | None,
     softcap: float | None,
     z_loss: float,
 ) -> Tensor:
-    """The (n,) losses; the gradient is written to ``grad``, if there is an ``upstream`` one."""
+    """The losses (n,). With an ``upstream`` gradient, ``grad`` receives the logits' gradient."""
     n, vocab = logits.shape
-    losses = at_y.new_empty(n)
-    plain = everywhere is None and softcap is None
-    deep, wide, warps, programs = shape(vocab, logits.itemsize, plain)
+    losses = target_weight.new_empty(n)
+    is_plain = smoothing is None and softcap is None
+    depth, width, warps, programs = launch_shape(vocab, logits.itemsize, is_plain)
     options = {}
     if not INTERPRETED:
         programs *= multiprocessors(logits.device)
-        options = {"num_warps": warps, "maxnreg": registers(plain)}
+        options = {"num_warps": warps, "maxnreg": registers_per_thread(is_plain)}
     if n == 0:
         return losses
     with torch.cuda.device_of(logits):
@@ -210,10 +213,10 @@ def launch(
             logits if grad is None else grad,
             losses,
             y,
-            at_y,
-            at_y if everywhere is None else everywhere,
-            at_y if everywhere is None else everywhere.sum(),
-            at_y if upstream is None else upstream,
+            target_weight,
+            target_weight if smoothing is None else smoothing,
+            target_weight if smoothing is None else smoothing.sum(),
+            target_weight if upstream is None else upstream,
             n,
             vocab,
             logits.stride(0),
@@ -221,67 +224,69 @@ def launch(
             softcap=softcap,
             z_loss=z_loss,
             with_grad=upstream is not None,
-            smoothed=everywhere is not None,
-            uniform=everywhere is not None and everywhere.stride(0) == 0,
-            deep=deep,
-            wide=wide,
+            smoothed=smoothing is not None,
+            uniform=smoothing is not None and smoothing.stride(0) == 0,
+            depth=depth,
+            width=width,
             **options,
         )
     return losses
 
 
-@torch.library.custom_op("cross_entropy_bench::rows", mutates_args=())
-def rows(
+@torch.library.custom_op("cross_entropy_bench::losses_and_gradient", mutates_args=())
+def losses_and_gradient(
     logits: Tensor,
     y: Tensor,
-    at_y: Tensor,
-    everywhere: Tensor | None,
+    target_weight: Tensor,
+    smoothing: Tensor | None,
     upstream: Tensor | None,
     softcap: float | None,
     z_loss: float,
 ) -> tuple[Tensor, Tensor]:
-    """The (n,) losses of (n, vocab) logits and, given ``upstream`` (n,), the logits' gradient.
+    """The losses (n,) of logits (n, vocab) and, given ``upstream`` (n,), the logits' gradient.
 
-    With no ``upstream`` the second is empty. q at the target is ``at_y`` (n,), and ``everywhere``
-    (vocab,) is on every class. The columns of the logits must be contiguous. A row whose upstream
-    gradient is 0 is not read: its loss is 0, and so is its gradient. One whose target is out of
-    range has the loss nan, and a gradient of nan.
+    y (n,), ``target_weight`` (n,) and ``smoothing`` (vocab,) are the distribution q, as in
+    ``impls.shared.reduction``. Each row of the logits must be contiguous. Without ``upstream`` the
+    gradient is empty.
+
+    A row whose upstream gradient is 0 is not read: its loss and gradient are 0. A row whose target
+    is out of range has the loss nan and a gradient of nan.
     """
     grad = logits.new_empty(logits.shape if upstream is not None else 0)
-    losses = launch(logits, y, at_y, everywhere, upstream, grad, softcap, z_loss)
+    losses = launch(logits, y, target_weight, smoothing, upstream, grad, softcap, z_loss)
     return losses, grad
 
 
-@rows.register_fake
-def _(logits, y, at_y, everywhere, upstream, softcap, z_loss):
+@losses_and_gradient.register_fake
+def _(logits, y, target_weight, smoothing, upstream, softcap, z_loss):
     shape = logits.shape if upstream is not None else (0,)
-    return at_y.new_empty(len(logits)), logits.new_empty(shape)
+    return target_weight.new_empty(len(logits)), logits.new_empty(shape)
 
 
-@torch.library.custom_op("cross_entropy_bench::rows_", mutates_args=("logits",))
-def rows_(
+@torch.library.custom_op("cross_entropy_bench::losses_and_gradient_", mutates_args=("logits",))
+def losses_and_gradient_(
     logits: Tensor,
     y: Tensor,
-    at_y: Tensor,
-    everywhere: Tensor | None,
+    target_weight: Tensor,
+    smoothing: Tensor | None,
     upstream: Tensor,
     softcap: float | None,
     z_loss: float,
 ) -> Tensor:
-    """The (n,) losses as of ``rows``; the gradient takes the place of the logits."""
-    return launch(logits, y, at_y, everywhere, upstream, logits, softcap, z_loss)
+    """The losses (n,), as from ``losses_and_gradient``; the gradient overwrites the logits."""
+    return launch(logits, y, target_weight, smoothing, upstream, logits, softcap, z_loss)
 
 
-@rows_.register_fake
-def _(logits, y, at_y, everywhere, upstream, softcap, z_loss):
-    return at_y.new_empty(len(logits))
+@losses_and_gradient_.register_fake
+def _(logits, y, target_weight, smoothing, upstream, softcap, z_loss):
+    return target_weight.new_empty(len(logits))
 
 
 @torch.library.custom_op("cross_entropy_bench::scale_", mutates_args=("grad",))
 def scale_(grad: Tensor, factor: Tensor) -> None:
-    """Multiply ``grad`` by the number ``factor``. Where that is 1 nothing is read or written.
+    """Multiply ``grad`` by the number ``factor``. A factor of 1 reads and writes nothing.
 
-    The memory of ``grad`` must have no gaps. The device reads the number: the host does not wait.
+    The memory of ``grad`` must have no gaps. The device reads the factor: the host does not wait.
     """
     if grad.numel() == 0:
         return

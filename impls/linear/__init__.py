@@ -1,1 +1,1 @@
-"""Losses of hidden states: ``linear_cross_entropy(input, linear_weight, target)``."""
+"""Losses of hidden states and the classifier's weight: ``linear_cross_entropy``."""

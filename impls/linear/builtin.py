@@ -1,4 +1,4 @@
-"""PyTorch's own, in two steps: ``F.linear``, then ``F.cross_entropy`` of all (N, V) logits."""
+"""PyTorch's own loss: F.linear makes all (N, V) logits, then F.cross_entropy."""
 
 import torch.nn.functional as F
 

@@ -1,7 +1,8 @@
-"""Cut cross entropy (apple/ml-cross-entropy): Triton kernels on CUDA, its torch.compile on CPU.
+"""Apple's cut cross entropy: Triton kernels on CUDA, torch.compile on CPU.
 
-On CUDA its kernels never write logits to memory. They leave out gradients below ``filter_eps``;
-None leaves out nothing. The value, float32, is given PyTorch's dtype.
+The package is apple/ml-cross-entropy. On CUDA its kernels never write logits to memory, and leave
+out gradients below ``filter_eps``. With None they leave out nothing. Its value is float32. It is
+converted to the dtype of PyTorch's value.
 """
 
 from cut_cross_entropy import linear_cross_entropy as cut_cross_entropy
@@ -15,10 +16,10 @@ support = Support(
     cuda_dtypes=("bfloat16", "float16"),
     deviations={"out_of_range": "raises RuntimeError, where F.cross_entropy raises IndexError"},
     cuda_deviations={
-        "deterministic": "programs add to a gradient in any order, so its bits vary",
-        "dtypes": "a row of linear_weight whose gradients are all below filter_eps has none",
-        "sizes": "of one class the value is not 0",
-        "strides": "raises AssertionError, where linear_weight's columns are not contiguous",
+        "deterministic": "the order in which programs add to a gradient varies, and so do its bits",
+        "dtypes": "rows of linear_weight whose gradients are all below filter_eps get none",
+        "sizes": "with one class the value is not 0",
+        "strides": "raises AssertionError if linear_weight's columns are not contiguous",
     },
 )
 
@@ -28,7 +29,7 @@ def linear_cross_entropy(
 ):
     input, linear_weight = autocast(input, linear_weight)
     check_call(input, target, None, reduction, 0.0, linear_weight)
-    with raised_recompile_limit():  # theirs is fullgraph: a ninth raises
+    with raised_recompile_limit():  # its functions are fullgraph: a ninth kind of tensors raises
         losses = cut_cross_entropy(
             input,
             linear_weight,

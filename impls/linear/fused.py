@@ -1,33 +1,55 @@
-"""Logits of a chunk of tokens at a time, in one buffer, where their gradient takes their place.
+"""Logits of one chunk of tokens at a time; their gradient overwrites them.
 
-With logits x = h Wᵀ + b and g = dloss/dx, a chunk adds g W to its rows of dh, gᵀ h to dW and Σ g to
-db. For "mean" and "sum" a row's share in the loss is known in forward, which makes the gradients;
-backward scales them. For "none" it is not: backward goes over the chunks again.
+With logits x = h Wᵀ + b and g = dloss/dx, a chunk writes dh = g W, and adds gᵀ h to dW and Σ_n g_n
+to db (``impls.shared.chunks``). For "mean" and "sum", forward knows each row's share in the loss
+and makes the gradients; backward multiplies them by the upstream gradient. For "none", backward
+goes over the chunks again.
 
-dW is summed in its own dtype, each chunk rounding it anew: in bfloat16 its error grows as the root
-of the number of chunks. With ``accum_dtype=torch.float32`` it does not, for 4 V D bytes more.
+``accum_dtype`` is the dtype in which the chunks' dW are summed, by default that of dW. Each chunk
+rounds the sum again: in bfloat16 its error grows as the root of the number of chunks. With
+``torch.float32`` the error does not grow, for 4 V D bytes more.
 
-With ``filter_eps``, the products leave out what is all but 0: the columns of a chunk's g in which
-nothing exceeds filter_eps s in absolute value, s being the largest share of a row of the chunk (1/N
-for a mean). Most columns of a trained model's softmax are such (Cut Your Losses in Large-Vocabulary
-Language Models, arXiv 2411.09009). Alone each is nothing, but they are many, and their rows of W
-alike: so each row of dh has the sum of what it leaves out, times the mean of those rows of W. Row i
-of dh is then off by at most 2 filter_eps s V max_j |W_j|, row j of dW by filter_eps s Σ_i |h_i|. On
-CUDA, the number of columns is waited for.
+With ``filter_eps`` the products leave out columns of g. Most columns of a trained model's softmax
+are all but 0 (Cut Your Losses in Large-Vocabulary Language Models, arXiv 2411.09009). A column of a
+chunk's g is left out if no entry exceeds filter_eps s in absolute value, where s is the largest
+share of a row of the chunk (1/N for a mean). Such entries are small but many, and their rows of W
+are alike. So each row of dh receives the sum of the entries that are left out, times the mean of
+their rows of W. Row i of dh is then off by at most 2 filter_eps s V max_j |W_j|, and row j of dW by
+at most filter_eps s Σ_i |h_i|. On CUDA the host waits for the number of columns.
 """
 
 import torch
 import torch.nn.functional as F
 
 from impls.loss import autocast, check_call
-from impls.shared import rows
-from impls.shared.chunks import losses_and_gradient, multiply, scale, tokens_a_chunk
-from impls.shared.reduction import Q, distribution, first_order, norm, result_dtype
+from impls.shared.chunks import (
+    accumulate,
+    logits_of_chunks,
+    losses_and_gradient,
+    new_gradients,
+    scale,
+)
+from impls.shared.compile import compile_whole
+from impls.shared.reduction import (
+    TargetDistribution,
+    denominator,
+    first_order,
+    needs_gradient,
+    reduce_counted,
+    result_dtype,
+    target_distribution,
+)
 
 
-def multiply_filtered(g, h, linear_weight, grad_input, grad_weight, bound):
-    """dh += g W and dW += gᵀ h, but for the columns of g in which nothing exceeds ``bound``."""
-    kept = (~(rows.compiled_largest(g) <= bound)).nonzero().squeeze(1)  # a nan is kept
+@compile_whole
+def largest_of_columns(g):
+    """(V,) of (C, V): each column's largest absolute value."""
+    return g.abs().amax(0)
+
+
+def accumulate_filtered(g, h, linear_weight, grad_input, grad_weight, bound):
+    """dh += g W and dW += gᵀ h, without the columns of g whose entries are all within ``bound``."""
+    kept = (~(largest_of_columns(g) <= bound)).nonzero().squeeze(1)  # a nan is kept
     for columns in kept.split(len(g)):
         part = g[:, columns]
         if grad_input is not None:
@@ -40,67 +62,60 @@ def multiply_filtered(g, h, linear_weight, grad_input, grad_weight, bound):
         grad_input.addr_(g @ left_out, mean)
 
 
-def over_chunks(tensors, q, upstream, needs_grad, softcap, z_loss, filter_eps, accum_dtype):
-    """(N,) losses and, given ``upstream`` (N,), the gradients of the tensors that need one."""
-    input, linear_weight, linear_bias = tensors
-    n, vocab = len(input), len(linear_weight)
-    chunks = -(-n // tokens_a_chunk(input))
-    chunk = -(-n // max(chunks, 1))  # all of a size
-    buffer = input.new_empty(chunk, vocab)
-    losses = q.at_y.new_empty(n)
-    for_input, for_weight, for_bias = (upstream is not None and need for need in needs_grad[:3])
-    summed = filter_eps is not None or accum_dtype is not None or n == 0
-    make = torch.zeros_like if summed else torch.empty_like
-    grad_input = make(input) if for_input else None
-    grad_weight = make(linear_weight, dtype=accum_dtype) if for_weight else None
-    grad_bias = losses.new_zeros(vocab) if for_bias else None
-    for start in range(0, n, max(chunk, 1)):
-        part = slice(start, start + chunk)
-        h, of_part = input[part], Q(q.y[part], q.at_y[part], q.everywhere)
-        x = torch.mm(h, linear_weight.T, out=buffer[: len(h)])
-        if linear_bias is not None:
-            x += linear_bias
-        share = None if upstream is None else upstream[part]
-        losses[part], g = losses_and_gradient(x, of_part, share, softcap, z_loss)
-        if upstream is None:
+def losses_and_gradients(tensors, q, upstream, needed, softcap, z_loss, filter_eps, accum_dtype):
+    """The losses (N,) and, given ``upstream`` (N,), the gradients of the tensors that need one."""
+    input, linear_weight, _ = tensors
+    losses = q.target_weight.new_empty(len(input))
+    grads = new_gradients(tensors, needed, filter_eps is not None, accum_dtype)
+    grad_input, grad_weight, grad_bias = grads
+    for chunk, x in logits_of_chunks(*tensors):
+        q_chunk = q._replace(y=q.y[chunk], target_weight=q.target_weight[chunk])
+        share = None if upstream is None else upstream[chunk]
+        losses[chunk], g = losses_and_gradient(x, q_chunk, share, softcap, z_loss)
+        if g is None:
             continue
-        factors = (g, h, linear_weight, grad_input[part] if for_input else None, grad_weight)
+        dh = None if grad_input is None else grad_input[chunk]
         if filter_eps is None:
-            multiply(*factors, beta=min(start, 1))
+            accumulate(g, input[chunk], linear_weight, dh, grad_weight, chunk.start == 0)
         else:
-            multiply_filtered(*factors, filter_eps * upstream[part].abs().max())
-        if for_bias:
+            bound = filter_eps * share.abs().max()
+            accumulate_filtered(g, input[chunk], linear_weight, dh, grad_weight, bound)
+        if grad_bias is not None:
             grad_bias += g.sum(0)
-    return losses, (grad_input, grad_weight, grad_bias)
+    return losses, grads
 
 
-class Loss(torch.autograd.Function):
-    """Hidden states, weight, bias, the N rows of q, and which count, to the sum of losses / norm.
+class FusedLoss(torch.autograd.Function):
+    """Hidden states, weight and bias to Σ losses / denominator over the counted rows.
 
-    With no norm, to the (N,) losses.
+    Without a denominator, to the losses (N,).
     """
 
     @staticmethod
-    def forward(ctx, input, weight, bias, y, at_y, everywhere, counted, norm, with_grads, *options):
-        tensors, q = (input, weight, bias), Q(y, at_y, everywhere)
-        ctx.save_for_backward(*tensors, *q, counted, norm)
-        ctx.options = options
-        share = counted / norm if norm is not None and with_grads else None
-        losses, ctx.grads = over_chunks(tensors, q, share, ctx.needs_input_grad, *options)
-        return losses if norm is None else losses.masked_fill(~counted, 0).sum() / norm
+    def forward(
+        ctx, input, weight, bias, y, target_weight, smoothing, counted, denominator, *options
+    ):
+        tensors, q = (input, weight, bias), TargetDistribution(y, target_weight, smoothing)
+        ctx.save_for_backward(*tensors, *q, counted, denominator)
+        with_grads, *ctx.options = options
+        share = counted / denominator if denominator is not None and with_grads else None
+        needed = ctx.needs_input_grad[:3] if share is not None else [False] * 3
+        losses, ctx.grads = losses_and_gradients(tensors, q, share, needed, *ctx.options)
+        return reduce_counted(losses, counted, denominator)
 
     @staticmethod
     @first_order
     def backward(ctx, upstream):
-        *tensors, y, at_y, everywhere, counted, norm = ctx.saved_tensors
+        *tensors, y, target_weight, smoothing, counted, denominator = ctx.saved_tensors
+        q, needed = TargetDistribution(y, target_weight, smoothing), ctx.needs_input_grad[:3]
         grads, ctx.grads = ctx.grads, None
-        if norm is None or grads is None:  # None is left to a second backward
-            share = upstream if norm is None else counted / norm
-            q = Q(y, at_y, everywhere)
-            _, grads = over_chunks(tensors, q, share, ctx.needs_input_grad, *ctx.options)
-        made = [grad for grad in grads if grad is not None]
-        for grad in made if norm is not None else ():
-            scale(grad, upstream)
+        per_row = denominator is None
+        if per_row or grads is None:  # None: an earlier backward has taken those of forward
+            share = upstream.masked_fill(~counted, 0) if per_row else counted / denominator
+            _, grads = losses_and_gradients(tensors, q, share, needed, *ctx.options)
+        for grad in grads:
+            if grad is not None and not per_row:
+                scale(grad, upstream)
         dtype = tensors[0].dtype
         return *(None if grad is None else grad.to(dtype) for grad in grads), *[None] * 10
 
@@ -122,17 +137,10 @@ def linear_cross_entropy(
 ):
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
-    vocab = len(linear_weight)
-    q = distribution(target, weight, vocab, input.dtype, ignore_index, label_smoothing)
-    counted, total = target != ignore_index, None
-    if reduction != "none":
-        total = norm(target, weight, ignore_index, reduction, q.at_y.dtype)
+    vocab, dtype = len(linear_weight), input.dtype
+    q = target_distribution(target, weight, vocab, dtype, ignore_index, label_smoothing)
+    divisor = denominator(target, weight, ignore_index, reduction, q.target_weight.dtype)
     tensors = (input, linear_weight, linear_bias)
-    options = (softcap, z_loss, filter_eps, accum_dtype)
-    with_grads = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
-    )
-    value = Loss.apply(*tensors, *q, counted, total, with_grads, *options)
-    if reduction == "none":
-        value = value.masked_fill(~counted, 0)
+    options = (needs_gradient(*tensors), softcap, z_loss, filter_eps, accum_dtype)
+    value = FusedLoss.apply(*tensors, *q, target != ignore_index, divisor, *options)
     return value.to(result_dtype(input))

@@ -1,24 +1,24 @@
-"""Liger-Kernel's fused linear loss: its Triton kernel on chunks of tokens, gradients in forward.
+"""Liger-Kernel's Triton kernel on chunks of tokens, with gradients in forward.
 
-The value, float32, is given PyTorch's dtype.
+Liger-Kernel's value is float32. It is converted to the dtype of PyTorch's value.
 """
 
 from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-from impls.loss import UNTRACEABLE, autocast, check_call, triton_support
+from impls.loss import INTERPRETER_DEVIATIONS, autocast, check_call, triton_support
 from impls.shared.reduction import result_dtype
 
 support = triton_support(
     deviations={
-        **UNTRACEABLE,
-        "all_ignored": "the mean is 0, torch's is nan",
+        **INTERPRETER_DEVIATIONS,
+        "all_ignored": "the mean is 0, where F.cross_entropy's is nan",
         "empty": "raises ZeroDivisionError",
         "out_of_range": "reads and writes beyond the row of logits",
-        "backward_twice": "the second gradient is multiplied by the upstream one again",
+        "backward_twice": "the upstream gradient multiplies the second gradient twice",
         "frozen": "raises RuntimeError: linear_weight has no gradient unless input needs one",
     },
     cuda_deviations={
-        "dtypes": "gradients of weight and bias are summed over chunks of tokens in half precision",
+        "dtypes": "weight and bias gradients are summed over chunks of tokens in half precision",
     },
 )
 

@@ -1,6 +1,6 @@
-"""QuACK's chunked linear loss: its CuTe kernels on chunks of tokens, gradients in forward.
+"""QuACK's CuTe kernels on chunks of tokens, with gradients in forward.
 
-It takes "mean" and "sum" alone, and a number of tokens that 8 divides.
+It takes only "mean" and "sum", and only a multiple of 8 tokens.
 """
 
 from quack.linear_cross_entropy import chunked_linear_cross_entropy

@@ -1,6 +1,6 @@
-"""PyTorch's own, chunked: ``F.linear_cross_entropy`` with its default options.
+"""PyTorch's own chunked loss, F.linear_cross_entropy with default options.
 
-With label smoothing torch 2.13 warns and takes the plain path, so that is no option of this one.
+With label smoothing torch 2.13 warns and computes without chunks. So it is no option here.
 """
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from impls.loss import Support, autocast, check_call
 
 support = Support(
     deviations={
-        "dtypes": "in bfloat16 and float16 the value is summed, a chunk at a time, in that dtype",
+        "dtypes": "in bfloat16 and float16 the chunks' losses are summed in that dtype",
         "out_of_range": "raises RuntimeError, where F.cross_entropy raises IndexError",
         "autocast": "the value is bfloat16, where F.cross_entropy's is float32",
     }

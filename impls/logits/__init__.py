@@ -1,1 +1,1 @@
-"""Losses of logits that exist: ``cross_entropy(input, target)``."""
+"""Losses of logits: ``cross_entropy``."""

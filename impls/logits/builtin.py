@@ -1,4 +1,4 @@
-"""PyTorch's own: ``torch.nn.functional.cross_entropy``."""
+"""PyTorch's own loss, torch.nn.functional.cross_entropy."""
 
 import torch.nn.functional as F
 

@@ -1,39 +1,47 @@
-"""One pass over each row in forward, which keeps its exponentials; backward scales them.
+"""Forward keeps each row's exponentials; backward scales them to the gradient.
 
-They become the gradient, the only (N, V) tensor made. The gradient itself, made in forward for an
-upstream gradient not yet known, would cost a pass more. Where no gradient is wanted they are not
-kept.
+The exponentials exp(x - m) become the gradient, the only (N, V) tensor that is made. To make the
+gradient itself in forward would cost another pass, as the upstream gradient is not yet known. If no
+gradient is wanted, forward keeps no exponentials.
 """
 
 import torch
 
 from impls.loss import check_call
 from impls.shared import rows
-from impls.shared.reduction import Q, distribution, first_order, reduce, result_dtype
+from impls.shared.reduction import (
+    TargetDistribution,
+    first_order,
+    needs_gradient,
+    reduce,
+    result_dtype,
+    target_distribution,
+)
 
 
 class RowLosses(torch.autograd.Function):
-    """(N, V) logits and the N rows of q to (N,) losses."""
+    """Logits (N, V) and q of N rows to losses (N,)."""
 
     @staticmethod
-    def forward(ctx, input, y, at_y, everywhere, softcap, z_loss, keep):
-        ctx.exps = torch.empty_like(input) if keep else None
-        losses, row = rows.losses(input, Q(y, at_y, everywhere), softcap, z_loss, ctx.exps)
-        ctx.save_for_backward(input, y, at_y, everywhere, *row)
+    def forward(ctx, input, y, target_weight, smoothing, softcap, z_loss, with_grad):
+        q = TargetDistribution(y, target_weight, smoothing)
+        ctx.exps = torch.empty_like(input) if with_grad else None
+        losses, row = rows.losses(input, q, softcap, z_loss, ctx.exps)
+        ctx.save_for_backward(input, *q, *row)
         ctx.options = softcap, z_loss
         return losses
 
     @staticmethod
     @first_order
     def backward(ctx, grad_losses):
-        input, y, at_y, everywhere, *row = ctx.saved_tensors
-        input, q = input.detach(), Q(y, at_y, everywhere)
+        input, y, target_weight, smoothing, *row = ctx.saved_tensors
+        input, row = input.detach(), rows.RowStatistics(*row)
+        q = TargetDistribution(y, target_weight, smoothing)
         exps, ctx.exps = ctx.exps, None
-        if exps is None:  # they are an earlier backward's gradient
+        if exps is None:  # an earlier backward has turned them into its gradient
             exps = torch.empty_like(input)
             rows.losses(input, q, *ctx.options, exps)
-        grad = rows.gradient(input, q, rows.Row(*row), grad_losses, *ctx.options, exps)
-        return grad, None, None, None, None, None, None
+        return rows.gradient(input, q, row, grad_losses, *ctx.options, exps), *[None] * 6
 
 
 def cross_entropy(
@@ -48,8 +56,8 @@ def cross_entropy(
     z_loss=0.0,
 ):
     check_call(input, target, weight, reduction, label_smoothing)
-    q = distribution(target, weight, input.shape[1], input.dtype, ignore_index, label_smoothing)
-    keep = input.requires_grad and torch.is_grad_enabled()
-    losses = RowLosses.apply(input, *q, softcap, z_loss, keep)
+    vocab, dtype = input.shape[1], input.dtype
+    q = target_distribution(target, weight, vocab, dtype, ignore_index, label_smoothing)
+    losses = RowLosses.apply(input, *q, softcap, z_loss, needs_gradient(input))
     losses = reduce(losses, target, weight, ignore_index, reduction)
     return losses.to(result_dtype(input))

@@ -1,35 +1,42 @@
-"""Two passes over each row; the second writes the gradient over the logits.
+"""Forward reads each row once; backward writes the gradient over the logits.
 
-No (N, V) tensor is made. Forward leaves the logits as they are. After backward they are gone: a
-second backward, or another function's that needs them, raises.
+No (N, V) tensor is made. Forward leaves the logits as they are; backward overwrites them. A second
+backward raises, and so does the backward of another function that needs the logits.
 """
 
 import torch
 
 from impls.loss import Support, check_call
 from impls.shared import rows
-from impls.shared.reduction import Q, distribution, first_order, reduce, result_dtype
+from impls.shared.reduction import (
+    TargetDistribution,
+    first_order,
+    reduce,
+    result_dtype,
+    target_distribution,
+)
 
 support = Support(overwrites_input=True)
 
 
 class RowLosses(torch.autograd.Function):
-    """(N, V) logits and the N rows of q to (N,) losses."""
+    """Logits (N, V) and q of N rows to losses (N,)."""
 
     @staticmethod
-    def forward(ctx, input, y, at_y, everywhere, softcap, z_loss):
-        losses, row = rows.losses(input, Q(y, at_y, everywhere), softcap, z_loss)
-        ctx.save_for_backward(input, y, at_y, everywhere, *row)
+    def forward(ctx, input, y, target_weight, smoothing, softcap, z_loss):
+        q = TargetDistribution(y, target_weight, smoothing)
+        losses, row = rows.losses(input, q, softcap, z_loss)
+        ctx.save_for_backward(input, *q, *row)
         ctx.options = softcap, z_loss
         return losses
 
     @staticmethod
     @first_order
     def backward(ctx, grad_losses):
-        input, y, at_y, everywhere, *row = ctx.saved_tensors
-        q, row = Q(y, at_y, everywhere), rows.Row(*row)
-        grad = rows.gradient(input.detach(), q, row, grad_losses, *ctx.options)
-        return grad, None, None, None, None, None
+        input, y, target_weight, smoothing, *row = ctx.saved_tensors
+        input, row = input.detach(), rows.RowStatistics(*row)
+        q = TargetDistribution(y, target_weight, smoothing)
+        return rows.gradient(input, q, row, grad_losses, *ctx.options), *[None] * 5
 
 
 def cross_entropy(
@@ -44,7 +51,8 @@ def cross_entropy(
     z_loss=0.0,
 ):
     check_call(input, target, weight, reduction, label_smoothing)
-    q = distribution(target, weight, input.shape[1], input.dtype, ignore_index, label_smoothing)
+    vocab, dtype = input.shape[1], input.dtype
+    q = target_distribution(target, weight, vocab, dtype, ignore_index, label_smoothing)
     losses = RowLosses.apply(input, *q, softcap, z_loss)
     losses = reduce(losses, target, weight, ignore_index, reduction)
     return losses.to(result_dtype(input))

@@ -1,19 +1,19 @@
-"""Liger-Kernel's Triton kernel: loss and gradient in one pass, written over the logits."""
+"""Liger-Kernel's Triton kernel: forward writes the gradient over the logits."""
 
 from liger_kernel.transformers.functional import liger_cross_entropy
 
-from impls.loss import UNTRACEABLE, check_call, triton_support
+from impls.loss import INTERPRETER_DEVIATIONS, check_call, triton_support
 from impls.shared.reduction import result_dtype
 
 support = triton_support(
     overwrites_input=True,  # https://github.com/linkedin/Liger-Kernel/issues/272
     deviations={
-        **UNTRACEABLE,
-        "all_ignored": "the mean is 0, torch's is nan",
+        **INTERPRETER_DEVIATIONS,
+        "all_ignored": "the mean is 0, where F.cross_entropy's is nan",
         "empty": "raises RuntimeError",
-        "strides": "logits whose rows are not contiguous come back as their own gradient",
+        "strides": "if a row of logits is not contiguous, the gradient is the logits themselves",
         "out_of_range": "raises AssertionError, where F.cross_entropy raises IndexError",
-        "backward_twice": "the second gradient is multiplied by the upstream one again",
+        "backward_twice": "the upstream gradient multiplies the second gradient twice",
     },
 )
 

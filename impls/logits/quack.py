@@ -1,4 +1,4 @@
-"""QuACK's CuTe kernels: an online softmax forward, the gradient from the logits backward."""
+"""QuACK's CuTe kernels: forward and backward each read the logits once."""
 
 from quack.cross_entropy import cross_entropy as quack_cross_entropy
 

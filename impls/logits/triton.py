@@ -1,55 +1,67 @@
-"""A Triton kernel that makes the gradient in forward: hardly more bytes than a copy of the logits.
+"""A Triton kernel: forward makes the gradient and moves little more than a copy.
 
-Backward multiplies the gradient by the upstream one, unless that is 1. A second backward raises, as
-the first one gave the gradient away. With "none" backward reads the logits again, as each row has
-an upstream gradient of its own.
+Forward reads the logits and writes their gradient, for an upstream gradient of 1. Backward
+multiplies it by the upstream gradient, unless that is 1, and gives it away: a second backward
+raises. For "none" each row has its own upstream gradient, so backward reads the logits again.
 """
 
 import torch
 
 from impls.kernels import cross_entropy_triton as kernel
 from impls.loss import check_call, triton_support
-from impls.shared.reduction import distribution, first_order, norm, reduce, result_dtype
+from impls.shared.reduction import (
+    denominator,
+    first_order,
+    needs_gradient,
+    reduce,
+    reduce_counted,
+    result_dtype,
+    target_distribution,
+)
 
 support = triton_support()
 
 
-class Rows(torch.autograd.Function):
-    """(N, V) logits and the N rows of q to (N,) losses."""
+class RowLosses(torch.autograd.Function):
+    """Logits (N, V) and q of N rows to losses (N,)."""
 
     @staticmethod
-    def forward(ctx, input, y, at_y, everywhere, softcap, z_loss):
-        ctx.save_for_backward(input, y, at_y, everywhere)
+    def forward(ctx, input, y, target_weight, smoothing, softcap, z_loss):
+        q = y, target_weight, smoothing
+        ctx.save_for_backward(input, *q)
         ctx.options = softcap, z_loss
-        losses, _ = kernel.rows(input, y, at_y, everywhere, None, softcap, z_loss)
+        losses, _ = kernel.losses_and_gradient(input, *q, None, softcap, z_loss)
         return losses
 
     @staticmethod
     @first_order
-    def backward(ctx, upstream):
-        _, grad = kernel.rows(*ctx.saved_tensors, upstream.contiguous(), *ctx.options)
+    def backward(ctx, grad_losses):
+        tensors, upstream = ctx.saved_tensors, grad_losses.contiguous()
+        _, grad = kernel.losses_and_gradient(*tensors, upstream, *ctx.options)
         return grad, *[None] * 5
 
 
-class Total(torch.autograd.Function):
-    """(N, V) logits, the N rows of q, and which count, to Σ losses / total."""
+class ReducedLoss(torch.autograd.Function):
+    """Logits (N, V) and q of N rows to Σ losses / denominator over the counted rows."""
 
     @staticmethod
-    def forward(ctx, input, y, at_y, everywhere, counted, total, softcap, z_loss, in_place):
-        q_and_share = y, at_y, everywhere, counted / total
+    def forward(
+        ctx, input, y, target_weight, smoothing, counted, denominator, softcap, z_loss, in_place
+    ):
+        arguments = input, y, target_weight, smoothing, counted / denominator, softcap, z_loss
         if in_place:
-            losses = kernel.rows_(input, *q_and_share, softcap, z_loss)
+            losses = kernel.losses_and_gradient_(*arguments)
             ctx.grad = input.detach()
         else:
-            losses, ctx.grad = kernel.rows(input, *q_and_share, softcap, z_loss)
-        return losses.masked_fill(~counted, 0).sum() / total
+            losses, ctx.grad = kernel.losses_and_gradient(*arguments)
+        return reduce_counted(losses, counted, denominator)
 
     @staticmethod
     @first_order
     def backward(ctx, upstream):
         grad, ctx.grad = ctx.grad, None
         if grad is None:
-            raise RuntimeError("forward makes one gradient, and an earlier backward has taken it")
+            raise RuntimeError("an earlier backward has taken the gradient that forward made")
         kernel.scale_(grad, upstream)
         return grad, *[None] * 8
 
@@ -65,20 +77,32 @@ def cross_entropy(
     softcap=None,
     z_loss=0.0,
 ):
-    return reduced(
-        input, target, weight, ignore_index, reduction, label_smoothing, (softcap, z_loss, False)
-    )
+    options = (ignore_index, reduction, label_smoothing, softcap, z_loss)
+    return triton_cross_entropy(input, target, weight, *options, in_place=False)
 
 
-def reduced(input, target, weight, ignore_index, reduction, label_smoothing, options):
-    """The loss; ``options`` are softcap, z_loss, and whether the gradient replaces the logits."""
+def triton_cross_entropy(
+    input,
+    target,
+    weight,
+    ignore_index,
+    reduction,
+    label_smoothing,
+    softcap,
+    z_loss,
+    *,
+    in_place,
+):
+    """``cross_entropy``; ``in_place`` says whether the gradient replaces the logits."""
     check_call(input, target, weight, reduction, label_smoothing)
-    q = distribution(target, weight, input.shape[1], input.dtype, ignore_index, label_smoothing)
-    rows = input if input.stride(1) == 1 else input.contiguous()
-    if reduction == "none" or not (input.requires_grad and torch.is_grad_enabled()):
-        losses = Rows.apply(rows, *q, *options[:2])
+    vocab, dtype = input.shape[1], input.dtype
+    q = target_distribution(target, weight, vocab, dtype, ignore_index, label_smoothing)
+    x = input if input.stride(1) == 1 else input.contiguous()
+    if reduction == "none" or not needs_gradient(input):
+        losses = RowLosses.apply(x, *q, softcap, z_loss)
         losses = reduce(losses, target, weight, ignore_index, reduction)
     else:
-        total = norm(target, weight, ignore_index, reduction, q.at_y.dtype)
-        losses = Total.apply(rows, *q, target != ignore_index, total, *options)
+        divisor = denominator(target, weight, ignore_index, reduction, q.target_weight.dtype)
+        counted = target != ignore_index
+        losses = ReducedLoss.apply(x, *q, counted, divisor, softcap, z_loss, in_place)
     return losses.to(result_dtype(input))

@@ -1,7 +1,7 @@
-"""logits.triton, whose gradient takes the logits' place in forward: no (N, V) tensor is made.
+"""logits.triton, but forward writes the gradient over the logits.
 
-After forward the logits are gone: a function that needs them in its backward raises. With "none",
-or where no gradient is wanted, they stay.
+No (N, V) tensor is made. After forward the logits are gone, and a function whose backward needs
+them raises. For "none", or if no gradient is wanted, forward leaves the logits as they are.
 """
 
 from dataclasses import replace
@@ -22,6 +22,5 @@ def cross_entropy(
     softcap=None,
     z_loss=0.0,
 ):
-    return triton.reduced(
-        input, target, weight, ignore_index, reduction, label_smoothing, (softcap, z_loss, True)
-    )
+    options = (ignore_index, reduction, label_smoothing, softcap, z_loss)
+    return triton.triton_cross_entropy(input, target, weight, *options, in_place=True)

@@ -1,1 +1,1 @@
-"""Linear losses of a vocabulary split across ranks: ``linear_cross_entropy(..., group=group)``."""
+"""Linear losses of a vocabulary that is split across ranks: ``linear_cross_entropy``."""

@@ -1,7 +1,7 @@
-"""PyTorch's own: DTensors of the slices, and ``F.cross_entropy`` under ``loss_parallel``.
+"""PyTorch's own: DTensors of the slices, F.cross_entropy in loss_parallel.
 
-torch 2.13 has no label smoothing there, and wants class weights whole on every rank, so these are
-no options of this one. Slices that ``torch.chunk`` would not cut, a DTensor cannot have.
+torch 2.13 has no label smoothing there, and needs the whole class weights on every rank. So neither
+is an option here. The slices must be those of ``torch.chunk``: a DTensor has no others.
 """
 
 import torch
@@ -15,24 +15,29 @@ from impls.loss import Support, autocast, check_call
 from impls.shared.reduction import check_range, first_order
 from impls.shared.shards import slice_sizes
 
-of_one_class = {"sizes": "of one class, raises RuntimeError"}
+one_class = {"sizes": "with one class raises RuntimeError"}
 support = Support(
     even_slices=True,
     deviations={
         "in_a_compiled_step": "torch.compile cannot trace its DeviceMesh",
-        **(of_one_class if torch.__version__ >= "2.13" else {}),
+        **(one_class if torch.__version__ >= "2.13" else {}),
     },
 )
 
 
-class Parallel(torch.autograd.Function):
-    """The loss and, under ``loss_parallel`` as it must be, its backward, whoever calls it."""
+class DTensorLoss(torch.autograd.Function):
+    """Hidden states, weight and bias to the loss, with forward and backward in ``loss_parallel``.
+
+    torch needs both in that context. A caller runs backward outside it.
+    """
 
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, target, mesh, vocab, options):
         tensors = (input, linear_weight, linear_bias)
-        needed = zip(tensors, ctx.needs_input_grad, strict=False)
-        ctx.leaves = [t if t is None else t.detach().requires_grad_(need) for t, need in needed]
+        ctx.leaves = [
+            tensor if tensor is None else tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(tensors, ctx.needs_input_grad, strict=False)
+        ]
         with torch.enable_grad(), loss_parallel():
             h, w, b = ctx.leaves
             h = DTensor.from_local(h, mesh, [Replicate()])
@@ -46,10 +51,11 @@ class Parallel(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx, upstream):
-        wanted = [leaf for leaf in ctx.leaves if leaf is not None and leaf.requires_grad]
+        needed = [leaf for leaf in ctx.leaves if leaf is not None and leaf.requires_grad]
         with loss_parallel():
-            grads = iter(torch.autograd.grad(ctx.value, wanted, upstream, retain_graph=True))
-        return *(next(grads) if need else None for need in ctx.needs_input_grad[:3]), *[None] * 4
+            grads = iter(torch.autograd.grad(ctx.value, needed, upstream, retain_graph=True))
+        is_needed = ctx.needs_input_grad[:3]
+        return *(next(grads) if each else None for each in is_needed), *[None] * 4
 
 
 def linear_cross_entropy(
@@ -70,9 +76,9 @@ def linear_cross_entropy(
     chunks = [len(chunk) for chunk in torch.arange(vocab).chunk(ranks)]
     if sizes.tolist() != chunks:
         raise ValueError(
-            f"{vocab} classes on {ranks} ranks must be sliced as torch.chunk does, none of them "
+            f"{vocab} classes on {ranks} ranks must be in the slices of torch.chunk, none of them "
             f"empty: got {sizes.tolist()}"
         )
     mesh = DeviceMesh.from_group(group or dist.group.WORLD, input.device.type)
     options = {"ignore_index": ignore_index, "reduction": reduction}
-    return Parallel.apply(input, linear_weight, linear_bias, target, mesh, vocab, options)
+    return DTensorLoss.apply(input, linear_weight, linear_bias, target, mesh, vocab, options)

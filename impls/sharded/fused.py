@@ -1,9 +1,9 @@
-"""linear.fused of a slice of the vocabulary: between its two passes the ranks add up their sums.
+"""linear.fused on a slice of the vocabulary; ranks add up each row's sums.
 
-A chunk's logits give each row's maximum m_r and s_r = Σ exp(x - m_r) over this rank's classes, from
-one pass that leaves the exponentials behind. With m = max_r m_r and s = Σ_r s_r exp(m_r - m), the
-factor exp(m_r - m) / s makes them softmax(x), so no logit is read again. A chunk's part of dh is
-summed over the ranks while the next chunk's products are made.
+A chunk's logits give each row's maximum m_r and s_r = Σ_j exp(x_j - m_r) over this rank's classes,
+in one pass that keeps the exponentials. With m = max_r m_r and s = Σ_r s_r exp(m_r - m), the factor
+exp(m_r - m) / s turns them into softmax(x), so no logit is read again. A chunk's part of dh is
+summed over the ranks while the products of the next chunk are made.
 """
 
 from typing import NamedTuple
@@ -14,145 +14,137 @@ from torch import Tensor
 
 from impls.loss import autocast, check_call
 from impls.shared import rows
-from impls.shared.chunks import multiply, tokens_a_chunk
-from impls.shared.reduction import accumulation_dtype, first_order, result_dtype
-from impls.shared.shards import Shard, all_reduce, at_target, reduce, shard
+from impls.shared.chunks import accumulate, kept_exponentials, logits_of_chunks, new_gradients
+from impls.shared.reduction import (
+    accumulation_dtype,
+    first_order,
+    needs_gradient,
+    reduce_counted,
+    result_dtype,
+)
+from impls.shared.shards import LocalDistribution, all_reduce, gather_local, local_distribution
 
 
-class Row(NamedTuple):
-    """What its gradient needs of each row: (N,) each, the same on every rank but for ``m_r``."""
+class ShardStatistics(NamedTuple):
+    """Per-row statistics that backward needs, each (N,).
 
-    m: Tensor
-    m_r: Tensor  # the maximum on this rank alone
-    log_s: Tensor
-    x_y: Tensor  # less m; 0 on the ranks that do not hold it
+    m and log_s are the same on every rank.
+    """
+
+    m: Tensor  # max_j x_j over all V classes
+    m_r: Tensor  # the maximum over this rank's classes
+    log_s: Tensor  # log Σ_j exp(x_j - m) over all V classes
+    x_y: Tensor  # the target's logit minus m; 0 on a rank that does not hold the target
 
 
-def row_losses(input, own, group, softcap, z_loss, exps):
-    """Of this rank's (N, V_r) logits the (N,) losses; exp(x - m_r) is written to ``exps``."""
-    x_y = rows.cap(at_target(input, own.y, own.here).to(own.at_y.dtype), softcap)
+def row_losses(input, q, group, softcap, z_loss, exps):
+    """The losses (N,) of this rank's logits (N, V_r); ``exps`` receives exp(x - m_r)."""
+    x_y = rows.cap(gather_local(input, q.y, q.is_local).to(q.target_weight.dtype), softcap)
     if input.shape[1]:
-        m_r, s, t = rows.compiled_sums(input, own.everywhere, softcap, exps)
+        m_r, s, t = rows.compiled_sums(input, q.smoothing, softcap, exps)
         m_r, s = m_r.squeeze(1), s.squeeze(1)
     else:
         m_r, s, t = torch.full_like(x_y, torch.finfo(x_y.dtype).min), torch.zeros_like(x_y), None
     m = all_reduce(m_r.clone(), group, dist.ReduceOp.MAX)
-    fall = m_r - m
-    t = torch.zeros_like(s) if t is None else t.squeeze(1) + fall * own.everywhere.sum()
-    x_y = (x_y - m).where(own.here, 0)
-    s, everywhere_x_y, t = all_reduce(torch.stack([s * fall.exp(), x_y, t]), group)
-    row = Row(m, m_r, s.log(), x_y)
-    losses = -own.at_y * (everywhere_x_y - row.log_s) - (t - own.spread * row.log_s)
+    shift = m_r - m
+    t = torch.zeros_like(s) if t is None else t.squeeze(1) + shift * q.smoothing.sum()
+    x_y = (x_y - m).where(q.is_local, 0)
+    s, x_y_of_all, t = all_reduce(torch.stack([s * shift.exp(), x_y, t]), group)
+    row = ShardStatistics(m, m_r, s.log(), x_y)
+    losses = -q.target_weight * (x_y_of_all - row.log_s) - (t - q.smoothing_sum * row.log_s)
     if z_loss:
         losses = losses + z_loss * (m + row.log_s).square()
     return losses, row
 
 
-def gradient(input, own, row, upstream, softcap, z_loss, exps):
-    """That of this rank's logits, given that of the losses, over ``exps`` or the logits."""
+def gradient(input, q, row, upstream, softcap, z_loss, exps):
+    """The gradient of this rank's logits, given that of the losses, over ``exps`` or the logits."""
     if input.shape[1] == 0:
         return input
-    total = (own.total + 2 * z_loss * (row.m + row.log_s)) * upstream
-    q_y = own.at_y if own.everywhere is None else own.at_y + own.everywhere[own.y]
-    at_y = (row.x_y - row.log_s).exp() * total - q_y * upstream
+    factor = (q.mass + 2 * z_loss * (row.m + row.log_s)) * upstream  # of softmax(x)
+    target_grad = (row.x_y - row.log_s).exp() * factor - q.at_target * upstream
     if softcap is not None:
-        at_y *= 1 - ((row.x_y + row.m) / softcap).square()
-    others = (input, upstream[:, None], own.everywhere, softcap)
+        target_grad *= 1 - ((row.x_y + row.m) / softcap).square()
+    others = upstream[:, None], q.smoothing, softcap
     if exps is None:
         m, log_s = row.m[:, None], row.log_s[:, None]
-        grad = rows.compiled_from_logits(input, m, log_s, total[:, None], *others)
+        grad = rows.compiled_gradient_from_logits(input, m, log_s, factor[:, None], *others)
     else:
-        factor = total * (row.m_r - row.m - row.log_s).exp()
-        grad = rows.compiled_from_exps(exps, factor[:, None], *others)
-    target = torch.arange(len(grad), device=grad.device), own.y
-    grad[target] = at_y.to(grad.dtype).where(own.here, grad[target])
+        factor = factor * (row.m_r - row.m - row.log_s).exp()
+        grad = rows.compiled_gradient_from_exps(exps, factor[:, None], input, *others)
+    target = torch.arange(len(grad), device=grad.device), q.y
+    grad[target] = target_grad.to(grad.dtype).where(q.is_local, grad[target])
     return grad
 
 
-def over_chunks(tensors, own, group, upstream, needs_grad, softcap, z_loss):
-    """(N,) losses and, given ``upstream`` (N,), the gradients of the tensors that need one."""
-    input, linear_weight, linear_bias = tensors
-    n = len(input)
-    chunks = -(-n // tokens_a_chunk(input))
-    chunk = -(-n // max(chunks, 1))  # all of a size
-    buffer = input.new_empty(chunk, len(linear_weight))
-    losses = own.at_y.new_empty(n)
-    for_input, for_weight, for_bias = (upstream is not None and need for need in needs_grad[:3])
-    make = torch.empty_like if n else torch.zeros_like
-    grad_input = make(input) if for_input else None
-    grad_weight = make(linear_weight) if for_weight else None
-    grad_bias = losses.new_zeros(len(linear_weight)) if for_bias else None
+def losses_and_gradients(tensors, q, group, upstream, needed, softcap, z_loss):
+    """The losses (N,) and, given ``upstream`` (N,), the gradients of the tensors that need one."""
+    input, linear_weight, _ = tensors
+    losses = q.target_weight.new_empty(len(input))
+    grads = grad_input, grad_weight, grad_bias = new_gradients(tensors, needed)
     dh = None
-    for start in range(0, n, max(chunk, 1)):
-        part = slice(start, start + chunk)
-        h = input[part]
-        mine = own._replace(y=own.y[part], here=own.here[part], at_y=own.at_y[part])
-        x = torch.mm(h, linear_weight.T, out=buffer[: len(h)])
-        if linear_bias is not None:
-            x += linear_bias
-        # Over the logits, unless a softcap needs them. In half precision inductor does that badly.
-        exps = x if softcap is None and x.itemsize > 2 else None
-        losses[part], row = row_losses(x, mine, group, softcap, z_loss, exps)
+    for chunk, x in logits_of_chunks(*tensors):
+        q_chunk = q._replace(
+            y=q.y[chunk], is_local=q.is_local[chunk], target_weight=q.target_weight[chunk]
+        )
+        exps = kept_exponentials(x, softcap)
+        losses[chunk], row = row_losses(x, q_chunk, group, softcap, z_loss, exps)
         if upstream is None:
             continue
-        # Not before: NCCL does one after the other, and the row's sums would wait for it.
-        under_way = start_sum(dh, group)
-        g = gradient(x, mine, row, upstream[part], softcap, z_loss, exps)
-        dh = grad_input[part] if for_input else None
-        multiply(g, h, linear_weight, dh, grad_weight, beta=min(start, 1))
-        if for_bias:
+        # Not earlier: NCCL sums in the order of the calls, so the row's sums would wait for dh.
+        pending = start_sum(dh, group)
+        g = gradient(x, q_chunk, row, upstream[chunk], softcap, z_loss, exps)
+        dh = None if grad_input is None else grad_input[chunk]
+        accumulate(g, input[chunk], linear_weight, dh, grad_weight, chunk.start == 0)
+        if grad_bias is not None:
             grad_bias += g.sum(0)
-        finish(under_way)
-    finish(start_sum(dh, group))
-    return losses, (grad_input, grad_weight, grad_bias)
+        finish_sum(pending)
+    finish_sum(start_sum(dh, group))
+    return losses, grads
 
 
 def start_sum(dh, group):
-    """Begin to sum the ranks' ``dh``, if there is one; ``finish`` puts the sum in its place."""
+    """Begin to sum ``dh`` over the ranks. ``finish_sum`` writes the sum over ``dh``."""
     if dh is None:
         return None
     whole = dh.to(accumulation_dtype(dh.dtype)).contiguous()  # NCCL takes no other
     return dh, whole, dist.all_reduce(whole, group=group, async_op=True)
 
 
-def finish(under_way):
-    if under_way is not None:
-        dh, whole, work = under_way
+def finish_sum(pending):
+    if pending is not None:
+        dh, whole, work = pending
         work.wait()
         dh.copy_(whole)
 
 
-class Loss(torch.autograd.Function):
-    """Hidden states, this rank's weight and bias, and its share of q, to the reduced losses."""
+class FusedLoss(torch.autograd.Function):
+    """Hidden states, this rank's weight and bias, and its part of q to the reduced losses."""
 
     @staticmethod
-    def forward(ctx, input, weight, bias, group, reduction, with_grads, softcap, z_loss, *fields):
-        tensors, own = (input, weight, bias), Shard(*fields)
-        ctx.save_for_backward(*tensors, *own)
-        ctx.group, ctx.reduction, ctx.options = group, reduction, (softcap, z_loss)
-        share = own.counted / own.norm if reduction != "none" and with_grads else None
-        losses, ctx.grads = over_chunks(
-            tensors, own, group, share, ctx.needs_input_grad, *ctx.options
-        )
-        return reduce(losses, own.counted, own.norm, reduction)
+    def forward(ctx, input, weight, bias, group, with_grads, softcap, z_loss, *q):
+        tensors, q = (input, weight, bias), LocalDistribution(*q)
+        ctx.save_for_backward(*tensors, *q)
+        ctx.group, ctx.options = group, (softcap, z_loss)
+        share = q.counted / q.denominator if q.denominator is not None and with_grads else None
+        needed = ctx.needs_input_grad[:3] if share is not None else [False] * 3
+        losses, ctx.grads = losses_and_gradients(tensors, q, group, share, needed, *ctx.options)
+        return reduce_counted(losses, q.counted, q.denominator)
 
     @staticmethod
     @first_order
     def backward(ctx, upstream):
-        tensors, own = ctx.saved_tensors[:3], Shard(*ctx.saved_tensors[3:])
+        tensors, q = ctx.saved_tensors[:3], LocalDistribution(*ctx.saved_tensors[3:])
         grads, ctx.grads = ctx.grads, None
-        each = ctx.reduction == "none"
-        if each or grads is None:  # None is left to a second backward
-            share = upstream * own.counted if each else own.counted / own.norm
-            _, grads = over_chunks(
-                tensors, own, ctx.group, share, ctx.needs_input_grad, *ctx.options
-            )
-        factor = 1 if each else upstream
-        grads = [
-            None if grad is None else grad.mul_(factor).to(tensor.dtype)
-            for grad, tensor in zip(grads, tensors, strict=True)
-        ]
-        return *grads, *[None] * (5 + len(Shard._fields))
+        per_row, needed = q.denominator is None, ctx.needs_input_grad[:3]
+        if per_row or grads is None:  # None: an earlier backward has taken those of forward
+            share = upstream.masked_fill(~q.counted, 0) if per_row else q.counted / q.denominator
+            _, grads = losses_and_gradients(tensors, q, ctx.group, share, needed, *ctx.options)
+        for grad in grads:
+            if grad is not None and not per_row:
+                grad.mul_(upstream)
+        dtype = tensors[0].dtype
+        return *(None if grad is None else grad.to(dtype) for grad in grads), *[None] * (4 + len(q))
 
 
 def linear_cross_entropy(
@@ -171,10 +163,9 @@ def linear_cross_entropy(
 ):
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
-    own = shard(linear_weight, target, weight, group, ignore_index, reduction, label_smoothing)
-    tensors = (input, linear_weight, linear_bias)
-    with_grads = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in tensors
+    q = local_distribution(
+        linear_weight, target, weight, group, ignore_index, reduction, label_smoothing
     )
-    value = Loss.apply(*tensors, group, reduction, with_grads, softcap, z_loss, *own)
+    tensors = (input, linear_weight, linear_bias)
+    value = FusedLoss.apply(*tensors, group, needs_gradient(*tensors), softcap, z_loss, *q)
     return value.to(result_dtype(input))

@@ -1,1 +1,1 @@
-"""What our own losses share."""
+"""The modules that two or more of our own losses use."""

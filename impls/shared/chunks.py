@@ -1,16 +1,22 @@
-"""What the fused losses of hidden states share: chunks of C tokens, and the products of one."""
+"""The fused losses' work on hidden states: chunks of C tokens, and the matrix products of a chunk.
+
+N tokens, D hidden, V vocabulary. With hidden states h (N, D), weight W (V, D) and bias b, the
+logits are x = h Wᵀ + b. With g = dloss/dx (C, V), a chunk adds to the gradients
+
+    dh = g W        dW += gᵀ h        db += Σ_n g_n
+"""
 
 import torch
 
 from impls.loss import INTERPRETED
 from impls.shared import rows
-from impls.shared.reduction import is_at_hand
+from impls.shared.reduction import accumulation_dtype, has_cpu_values
 
-ROWS = 4096  # of dW at a time, where a product is not made in dW's dtype
+WEIGHT_ROWS = 4096  # of dW at a time, where a product has another dtype than dW
 
 
-def tokens_a_chunk(input):
-    """C: each chunk reads W twice and dW once, so few tokens would wait for memory.
+def tokens_per_chunk(input):
+    """C, for hidden states (N, D). A chunk reads W twice and dW once: a small C waits for memory.
 
     C V logits are a quarter of W for wide hidden states. The curve is in
     docs/experiments/0005-chunks-of-tokens.md.
@@ -18,41 +24,89 @@ def tokens_a_chunk(input):
     return max(input.shape[1] // 4, 512 if input.itemsize == 2 else 384)
 
 
-def losses_and_gradient(x, q, upstream, softcap, z_loss):
-    """Of (C, V) logits x the (C,) losses and, given ``upstream`` (C,), the gradient, in x's place.
+def logits_of_chunks(input, linear_weight, linear_bias):
+    """For each chunk of tokens: the chunk, a slice of the N tokens, and its logits x (C, V).
 
-    On CUDA by the Triton kernel, which has no float64.
+    The chunks are of equal size. All are made in the same buffer, which the caller may overwrite.
+    """
+    n = len(input)
+    chunks = max(-(-n // tokens_per_chunk(input)), 1)
+    size = -(-n // chunks)
+    buffer = input.new_empty(size, len(linear_weight))
+    for start in range(0, n, max(size, 1)):
+        chunk = slice(start, start + size)
+        h = input[chunk]
+        x = torch.mm(h, linear_weight.T, out=buffer[: len(h)])
+        if linear_bias is not None:
+            x += linear_bias
+        yield chunk, x
+
+
+def kept_exponentials(x, softcap):
+    """The tensor that keeps exp(x - m) of the logits x: x itself, or None where it is not kept.
+
+    A softcap needs the logits again. In half precision inductor's code that keeps it is slow.
+    """
+    return x if softcap is None and x.itemsize > 2 else None
+
+
+def losses_and_gradient(x, q, upstream, softcap, z_loss):
+    """The losses (C,) of logits x (C, V) and, given ``upstream`` (C,), the gradient, over x.
+
+    Without ``upstream`` the gradient is None. On CUDA the Triton kernel computes both. It has no
+    float64.
     """
     if (x.is_cuda or INTERPRETED) and x.dtype != torch.float64:
         from impls.kernels import cross_entropy_triton as kernel
 
         if upstream is None:
-            return kernel.rows(x, *q, None, softcap, z_loss)[0], None
-        return kernel.rows_(x, *q, upstream, softcap, z_loss), x
-    # Over the logits, unless a softcap needs them. In half precision inductor does that badly.
-    exps = x if softcap is None and x.itemsize > 2 else None
+            return kernel.losses_and_gradient(x, *q, None, softcap, z_loss)[0], None
+        return kernel.losses_and_gradient_(x, *q, upstream, softcap, z_loss), x
+    exps = kept_exponentials(x, softcap)
     losses, row = rows.losses(x, q, softcap, z_loss, exps)
     if upstream is None:
         return losses, None
     return losses, rows.gradient(x, q, row, upstream, softcap, z_loss, exps)
 
 
+def new_gradients(tensors, needed, is_summed=False, accum_dtype=None):
+    """dh, dW and db for the chunks to write to; None in place of each that is not ``needed``.
+
+    dW has ``accum_dtype``, by default its own, and db the dtype that sums are taken in. dh and dW
+    are 0, not empty, if ``is_summed``: then the first chunk is added to them too.
+    """
+    input, linear_weight, _ = tensors
+    for_input, for_weight, for_bias = needed
+    is_summed = is_summed or accum_dtype is not None or len(input) == 0
+    make = torch.zeros_like if is_summed else torch.empty_like
+    bias_dtype = accumulation_dtype(linear_weight.dtype)
+    return (
+        make(input) if for_input else None,
+        make(linear_weight, dtype=accum_dtype) if for_weight else None,
+        linear_weight.new_zeros(len(linear_weight), dtype=bias_dtype) if for_bias else None,
+    )
+
+
+def accumulate(g, h, linear_weight, grad_input, grad_weight, is_first):
+    """dh = g W and dW += gᵀ h, each if its tensor is not None.
+
+    For the first chunk dW = gᵀ h, so that an empty dW need not be filled with 0.
+    """
+    if grad_input is not None:
+        torch.mm(g, linear_weight, out=grad_input)
+    if grad_weight is not None and grad_weight.dtype == g.dtype:
+        torch.addmm(grad_weight, g.T, h, beta=0 if is_first else 1, out=grad_weight)
+    elif grad_weight is not None:
+        parts = zip(grad_weight.split(WEIGHT_ROWS), g.split(WEIGHT_ROWS, 1), strict=True)
+        for part, columns in parts:
+            part += columns.T @ h
+
+
 def scale(grad, factor):
-    """``grad`` times the number ``factor``, in place; where that is 1, nothing is written."""
+    """Multiply ``grad`` by the number ``factor``, in place. A factor of 1 writes nothing."""
     if grad.is_cuda or INTERPRETED:
         from impls.kernels import cross_entropy_triton as kernel
 
         kernel.scale_(grad, factor)
-    elif not (is_at_hand(factor) and factor == 1):
+    elif not (has_cpu_values(factor) and factor == 1):
         grad.mul_(factor)
-
-
-def multiply(g, h, linear_weight, grad_input, grad_weight, beta):
-    """dh = g W and dW = beta dW + gᵀ h, or in another dtype dW += gᵀ h, where they are wanted."""
-    if grad_input is not None:
-        torch.mm(g, linear_weight, out=grad_input)
-    if grad_weight is not None and grad_weight.dtype == g.dtype:
-        torch.addmm(grad_weight, g.T, h, beta=beta, out=grad_weight)
-    elif grad_weight is not None:
-        for part, columns in zip(grad_weight.split(ROWS), g.split(ROWS, 1), strict=True):
-            part += columns.T @ h

@@ -1,7 +1,8 @@
-"""What the losses need of torch that is private, or that torch versions differ in.
+"""What our losses need of torch that is private, or differs between torch versions.
 
-``torch.compile`` as our losses want it, the same on every torch that is supported; and whether a
-tensor is a fake one. ``tests/benchmarks/measure/test_torch_compat.py`` has a test of each.
+``compile_whole`` is ``torch.compile`` with the same behaviour on each torch that is supported.
+``is_fake`` recognises a tensor without elements. Each function has a test in
+``tests/benchmarks/measure/test_torch_compat.py``.
 """
 
 import functools
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-RECOMPILE_LIMIT = 64  # kinds of tensors that one function may be compiled for; torch's own is 8
+# How many kinds of tensors a function may be compiled for. torch's own limit is 8.
+RECOMPILE_LIMIT = 64
 
 
 def compile_whole(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``fn`` compiled as one graph, for up to 64 kinds of tensors.
+    """Compile ``fn`` as one graph, for up to 64 kinds of tensors.
 
-    What cannot be compiled raises: it never runs uncompiled.
+    Code that cannot be compiled raises: it never runs uncompiled.
     """
-    if torch.__version__ >= "2.13":  # the first torch.compile that takes a limit
+    if torch.__version__ >= "2.13":  # the first torch whose torch.compile takes a limit
         return torch.compile(  # type: ignore[no-any-return, call-overload]
             fn, fullgraph=True, recompile_limit=RECOMPILE_LIMIT
         )
@@ -28,8 +30,8 @@ def compile_whole(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def with_limit(*args: Any) -> Any:
-        # A caller's torch.compile traces through here: it compiles nothing of ours, and it cannot
-        # trace a change of its own settings.
+        # A caller's torch.compile traces this function. It compiles nothing of ours here, and it
+        # cannot trace a change of its own settings.
         if torch.compiler.is_compiling():
             return compiled(*args)
         # The setting is global, so it is raised for this call alone. That takes about 10 µs.
@@ -42,7 +44,7 @@ def compile_whole(fn: Callable[..., Any]) -> Callable[..., Any]:
 def raised_recompile_limit() -> Any:
     """A context in which any function may be compiled for up to 64 kinds of tensors.
 
-    torch has no public setting of this limit for functions that others compile.
+    torch has no public setting of this limit for functions that other libraries compile.
     """
     return torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT)
 

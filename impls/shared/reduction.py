@@ -1,13 +1,16 @@
-"""What our implementations share: what a row is to predict, how the rows' losses become one.
+"""What a row of logits must predict, and how the rows' losses become one number.
 
-Class weights w and label smoothing ε make of a target y the (unnormalised) distribution over
-classes
+N tokens, V classes. Class weights w and label smoothing ε turn the target y of a row into an
+unnormalised distribution q over the classes:
 
-    q_j = (1 - ε) w_y [j = y] + ε/V w_j
+    q_j = a [j = y] + b_j        a = (1 - ε) w_y        b_j = ε/V w_j
 
-With p = softmax(x) a row's loss is -Σ_j q_j log p_j and its gradient (Σ_j q_j) p_j - q_j. So an
-implementation knows q alone: weights, smoothing and ignored rows are settled here, on vectors of N
-and of V.
+With p = softmax(x), a row x of logits has
+
+    loss = -Σ_j q_j log p_j        d loss/dx_j = (Σ_k q_k) p_j - q_j
+
+So an implementation needs q alone. This file turns weights, smoothing and ignored rows into q, on
+vectors of N or V elements.
 """
 
 import functools
@@ -20,16 +23,24 @@ from torch import Tensor
 from impls.shared.compile import is_fake
 
 
-class Q(NamedTuple):
-    """The distribution q above, for N targets, in the dtype that sums are taken in."""
+class TargetDistribution(NamedTuple):
+    """The distribution q of N targets, in the dtype that sums are taken in."""
 
-    y: Tensor  # (N,) the target, or 0 where it is ignored
-    at_y: Tensor  # (N,) (1 - ε) w_y
-    everywhere: Tensor | None  # (V,) ε/V w; None if ε = 0
+    y: Tensor  # (N,) the target; 0 in an ignored row
+    target_weight: Tensor  # (N,) a = (1 - ε) w_y
+    smoothing: Tensor | None  # (V,) b = ε/V w; None if ε = 0
 
     @property
-    def total(self) -> Tensor:  # (N,) Σ_j q_j
-        return self.at_y if self.everywhere is None else self.at_y + self.everywhere.sum()
+    def mass(self) -> Tensor:
+        """(N,) Σ_j q_j."""
+        a, b = self.target_weight, self.smoothing
+        return a if b is None else a + b.sum()
+
+    @property
+    def at_target(self) -> Tensor:
+        """(N,) q_y."""
+        a, b = self.target_weight, self.smoothing
+        return a if b is None else a + b[self.y]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -38,15 +49,22 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def result_dtype(input: Tensor) -> torch.dtype:
-    """The dtype of the loss: the input's or, as for torch's own loss under autocast, float32."""
+    """The dtype of the loss: the input's or, under autocast, float32, as for torch's own loss."""
     return torch.float32 if torch.is_autocast_enabled(input.device.type) else input.dtype
 
 
-def is_at_hand(tensor: Tensor) -> bool:
-    """Whether its elements can be looked at now: on the CPU, neither traced nor fake.
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd records a gradient for at least one of the tensors."""
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
 
-    On CUDA the host would wait. Under a caller's ``torch.compile`` or ``FakeTensorMode`` there are
-    no elements yet, or never.
+
+def has_cpu_values(tensor: Tensor) -> bool:
+    """Whether the elements can be read now: the tensor is on the CPU, neither traced nor fake.
+
+    To read an element on CUDA, the host would wait. Under a caller's ``torch.compile`` or
+    ``FakeTensorMode`` a tensor has no elements.
     """
     if torch.compiler.is_compiling() or is_fake(tensor):
         return False
@@ -54,72 +72,116 @@ def is_at_hand(tensor: Tensor) -> bool:
 
 
 def check_range(target: Tensor, vocab: int | Tensor, ignore_index: int) -> None:
-    """Raise ``IndexError``, naming it, for a target on the CPU outside [0, vocab) and not ignored.
+    """Raise ``IndexError`` with the first target that is outside [0, vocab) and not ignored.
 
-    Where that cannot be seen now (``is_at_hand``) it is left, as in torch, to the kernel that reads
-    the target.
+    Where the targets cannot be read (``has_cpu_values``), the kernel that reads them must check
+    them, as in torch.
     """
-    if is_at_hand(target):
+    if has_cpu_values(target):
         outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
         if outside.numel():
             raise IndexError(f"target {outside[0].item()} is out of range for {vocab} classes")
 
 
-def distribution(
+def clear_ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """The targets (N,), with 0 in each ignored row, so that each is an index."""
+    return target.masked_fill(target == ignore_index, 0)
+
+
+def locate(y: Tensor, start: Tensor | int, size: int) -> tuple[Tensor, Tensor]:
+    """Where the targets y (N,) are in the slice of classes [start, start + size).
+
+    Returns the column in the slice (N,), 0 where the slice does not hold the target, and whether
+    the slice holds it (N,).
+    """
+    column = y - start
+    inside = (column >= 0) & (column < size)
+    return column.masked_fill_(~inside, 0), inside
+
+
+def target_distribution(
     target: Tensor,
     weight: Tensor | None,
     vocab: int,
     dtype: torch.dtype,
     ignore_index: int,
     label_smoothing: float,
-) -> Q:
+) -> TargetDistribution:
     """q for targets (N,) and class weights (V,), in the dtype that sums of ``dtype`` are taken in.
 
-    Raises ``IndexError`` for a target out of range: see ``check_range``.
+    Raises ``IndexError`` for a target out of range, as ``check_range`` says.
     """
     check_range(target, vocab, ignore_index)
-    y = target.masked_fill(target == ignore_index, 0)
-    ones = torch.ones((), dtype=accumulation_dtype(dtype), device=target.device)
-    w = ones.expand(vocab) if weight is None else weight.to(ones.dtype)  # (V,)
-    at_y = (1 - label_smoothing) * w[y]
+    y = clear_ignored(target, ignore_index)
+    one = torch.ones((), dtype=accumulation_dtype(dtype), device=target.device)
+    w = one.expand(vocab) if weight is None else weight.to(one.dtype)  # (V,)
+    target_weight = (1 - label_smoothing) * w[y]
     if label_smoothing == 0:
-        return Q(y, at_y, None)
-    if weight is None:  # one number, which a kernel need not read for each class
-        return Q(y, at_y, (label_smoothing / vocab * ones).expand(vocab))
-    return Q(y, at_y, label_smoothing / vocab * w)
+        smoothing = None
+    elif weight is None:  # one number, expanded: a kernel need not read it for each class
+        smoothing = (label_smoothing / vocab * one).expand(vocab)
+    else:
+        smoothing = label_smoothing / vocab * w
+    return TargetDistribution(y, target_weight, smoothing)
 
 
-def norm(
-    target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, dtype: torch.dtype
-) -> Tensor:
-    """What the sum of the rows' losses is divided by: for "sum" 1, for "mean" their number.
+def row_losses(q: TargetDistribution, log_p_y: Tensor, log_s: Tensor, t: Tensor | None) -> Tensor:
+    """-Σ_j q_j log p_j (N,), where log p_j = x_j - m - log s.
 
-    With class weights w it is Σ w[target], as in torch. If all rows are ignored, or there are none,
-    it is 0 and the mean nan.
+    log p_y, log s and t = Σ_j b_j (x_j - m) are (N, 1). Without smoothing t is not read.
     """
+    losses = -q.target_weight * log_p_y.squeeze(1)
+    if q.smoothing is None:
+        return losses
+    assert t is not None
+    # Not in place: Dynamo of torch 2.11 then loses the gradient of a Function that calls this.
+    return losses - (t - q.smoothing.sum() * log_s).squeeze(1)
+
+
+def put_at_target(grad: Tensor, y: Tensor, entries: Tensor) -> None:
+    """Write ``entries`` (N, 1) over those of ``grad`` (N, V) in the targets' columns y (N,)."""
+    # Not scatter_, which on a CPU copies a bfloat16 tensor twice (torch 2.13).
+    grad[torch.arange(len(y), device=y.device), y] = entries.squeeze(1).to(grad.dtype)
+
+
+def denominator(
+    target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, dtype: torch.dtype
+) -> Tensor | None:
+    """The number that divides the sum of the rows' losses; None for "none".
+
+    For "sum" it is 1. For "mean" it is the number of rows that are not ignored or, with class
+    weights, Σ w[target] over these rows, as in torch. It is 0 if all rows are ignored: then the
+    mean is nan.
+    """
+    if reduction == "none":
+        return None
     counted = (target != ignore_index).to(dtype)
     if reduction == "sum":
         return counted.new_ones(())
     if weight is None:
         return counted.sum()
-    return (weight[target.masked_fill(target == ignore_index, 0)].to(dtype) * counted).sum()
+    return (weight[clear_ignored(target, ignore_index)].to(dtype) * counted).sum()
 
 
 def reduce(
     losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:
-    """Mean, sum or none of ``losses`` (N,), where ignored rows count nothing: see ``norm``."""
-    losses = losses.masked_fill(target == ignore_index, 0)
-    if reduction == "none":
-        return losses
-    return losses.sum() / norm(target, weight, ignore_index, reduction, losses.dtype)
+    """The mean, the sum, or all of the ``losses`` (N,), with 0 for each ignored row."""
+    divisor = denominator(target, weight, ignore_index, reduction, losses.dtype)
+    return reduce_counted(losses, target != ignore_index, divisor)
+
+
+def reduce_counted(losses: Tensor, counted: Tensor, denominator: Tensor | None) -> Tensor:
+    """Σ losses / denominator over the ``counted`` rows; without a denominator all losses (N,)."""
+    losses = losses.masked_fill(~counted, 0)
+    return losses if denominator is None else losses.sum() / denominator
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A hand-made ``backward`` that raises when asked for a graph (``create_graph=True``).
+    """Make a hand-written ``backward`` raise where a second derivative would need its graph.
 
-    torch's own ``once_differentiable`` raises only if the upstream gradient needs one: a penalty on
-    the gradient it takes, silently, for a constant.
+    torch's own ``once_differentiable`` raises only if the upstream gradient requires a gradient. A
+    penalty on the gradient (``create_graph=True``) is then silently a constant.
     """
 
     @functools.wraps(backward)

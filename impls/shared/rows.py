@@ -1,9 +1,11 @@
-"""What the fused losses share: rows of logits x, read once for their losses, once for the gradient.
+"""The fused losses' work on rows of logits x: one pass for the losses, one for the gradient.
 
-Each of the two is compiled to one loop over the rows, in which a row stays in cache. With softcap c
-the logits are c tanh(x/c), and the gradient has the factor 1 - tanh²(x/c); the z-loss z lse² adds
-2 z lse softmax(x) to it, lse being log Σ exp(x). An exponential costs more than to read or write a
-number: where there is room for them, they are kept.
+Each pass is compiled to one loop over the rows, in which a row stays in cache. An exponential costs
+more than to read or write a number, so the exponentials are kept where there is memory for them.
+
+Two options that PyTorch lacks: a softcap c makes the logits c tanh(x/c), whose derivative is
+1 - tanh²(x/c). The z-loss adds z lse² to a row's loss, where lse = log Σ_j exp(x_j), and
+2 z lse softmax(x) to its gradient.
 """
 
 from typing import NamedTuple
@@ -12,132 +14,152 @@ import torch
 from torch import Tensor
 
 from impls.shared.compile import compile_whole
-from impls.shared.reduction import Q, accumulation_dtype
+from impls.shared.reduction import (
+    TargetDistribution,
+    accumulation_dtype,
+    put_at_target,
+    row_losses,
+)
+
+
+class RowStatistics(NamedTuple):
+    """Per-row statistics that backward needs, each (N, 1).
+
+    log Σ_j exp(x_j) is m + log_s. It is kept as two numbers, since their rounded sum would lose
+    digits of the smaller one.
+    """
+
+    m: Tensor  # max_j x_j
+    log_s: Tensor  # log Σ_j exp(x_j - m)
+    x_y: Tensor  # the target's logit
+
+    @property
+    def lse(self) -> Tensor:
+        return self.m + self.log_s
+
+    @property
+    def log_p_y(self) -> Tensor:
+        return self.x_y - self.m - self.log_s
 
 
 def cap(x: Tensor, softcap: float | None) -> Tensor:
+    """c tanh(x/c), or x itself without a softcap c."""
     return x if softcap is None else softcap * torch.tanh(x / softcap)
 
 
-class Row(NamedTuple):
-    """What its gradient needs of each row beside x: (N, 1) each.
-
-    log Σ exp(x) is m + log_s. It is kept in two numbers, as rounding them into one would lose
-    digits of what is small.
-    """
-
-    m: Tensor
-    log_s: Tensor
-    x_y: Tensor
-
-
 def sums(
-    input: Tensor, everywhere: Tensor | None, softcap: float | None, exps_out: Tensor | None
+    input: Tensor, smoothing: Tensor | None, softcap: float | None, exps_out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Of each row of x: its maximum m, Σ exp(x - m), Σ q (x - m) for q everywhere.
+    """m = max_j x_j, s = Σ_j exp(x_j - m) and t = Σ_j b_j (x_j - m) of each row x, each (N, 1).
 
-    exp(x - m) is written to ``exps_out``, which may be the input.
+    b is the ``smoothing``; without it t is None. ``exps_out`` receives exp(x - m). It may be the
+    input.
     """
     x = cap(input.to(accumulation_dtype(input.dtype)), softcap)
     m = x.amax(1, keepdim=True)
-    # Clamped, as -inf - -inf is nan, and all that a rank holds of a row may be -inf. But what is
-    # returned is not, nor is s its log: on a CPU each would be a loop of its own, and the rows
-    # would leave the cache.
+    # The clamp avoids -inf - -inf = nan: a rank's whole part of a row may be -inf. The m that is
+    # returned is not clamped, and no log of s is taken here. On a CPU each would be a loop of its
+    # own, and the rows would leave the cache.
     x = x - m.clamp(min=torch.finfo(x.dtype).min)
     exps = x.exp()
     s = exps.sum(1, keepdim=True)
-    t = None if everywhere is None else (x * everywhere).sum(1, keepdim=True)
+    t = None if smoothing is None else (x * smoothing).sum(1, keepdim=True)
     if exps_out is not None:
         exps_out.copy_(exps)
     return m, s, t
 
 
-def softmax_minus_q(
-    p: Tensor,
-    input: Tensor,
-    upstream: Tensor,
-    everywhere: Tensor | None,
-    softcap: float | None,
+def gradient_from_softmax(
+    p: Tensor, input: Tensor, upstream: Tensor, smoothing: Tensor | None, softcap: float | None
 ) -> Tensor:
-    """The gradient of x, apart from what q has at the target alone; p is softmax(x) in full."""
-    if everywhere is not None:
-        p = p - upstream * everywhere
+    """The logits' gradient in all columns but the target's; p is softmax(x) times its factor."""
+    if smoothing is not None:
+        p = p - upstream * smoothing
     if softcap is not None:
         p = p * (1 - (cap(input.to(p.dtype), softcap) / softcap).square())
     return p
 
 
-def from_exps(exps: Tensor, factor: Tensor, *others: Tensor | float | None) -> Tensor:
-    """exp(x - m) becomes the gradient."""
-    p = exps.to(factor.dtype) * factor
-    return exps.copy_(softmax_minus_q(p, *others))  # type: ignore[arg-type]
-
-
-def from_logits(
-    input: Tensor, m: Tensor, log_s: Tensor, total: Tensor, *others: Tensor | float | None
+def gradient_from_exps(
+    exps: Tensor,
+    factor: Tensor,
+    input: Tensor,
+    upstream: Tensor,
+    smoothing: Tensor | None,
+    softcap: float | None,
 ) -> Tensor:
-    """The logits become their gradient."""
-    x = cap(input.to(m.dtype), others[-1])  # type: ignore[arg-type]
-    p = (x - m - log_s).exp() * total
-    return input.copy_(softmax_minus_q(p, *others))  # type: ignore[arg-type]
+    """Write the gradient over exp(x - m), which is multiplied by ``factor``."""
+    p = exps.to(factor.dtype) * factor
+    return exps.copy_(gradient_from_softmax(p, input, upstream, smoothing, softcap))
 
 
-def largest(x: Tensor) -> Tensor:
-    """Of each column the largest absolute value."""
-    return x.abs().amax(0)
+def gradient_from_logits(
+    input: Tensor,
+    m: Tensor,
+    log_s: Tensor,
+    factor: Tensor,
+    upstream: Tensor,
+    smoothing: Tensor | None,
+    softcap: float | None,
+) -> Tensor:
+    """Write the gradient over the logits; softmax(x) is multiplied by ``factor``."""
+    x = cap(input.to(m.dtype), softcap)
+    p = (x - m - log_s).exp() * factor
+    return input.copy_(gradient_from_softmax(p, input, upstream, smoothing, softcap))
 
 
 compiled_sums = compile_whole(sums)
-compiled_from_exps = compile_whole(from_exps)
-compiled_from_logits = compile_whole(from_logits)
-compiled_largest = compile_whole(largest)
+compiled_gradient_from_exps = compile_whole(gradient_from_exps)
+compiled_gradient_from_logits = compile_whole(gradient_from_logits)
 
 
 def losses(
     input: Tensor,
-    q: Q,
+    q: TargetDistribution,
     softcap: float | None,
     z_loss: float,
     exps_out: Tensor | None = None,
-) -> tuple[Tensor, Row]:
-    """Of (N, V) logits the (N,) losses; exp(x - m) is written to ``exps_out``, if there is one."""
+) -> tuple[Tensor, RowStatistics]:
+    """The losses (N,) of logits (N, V), and what ``gradient`` needs.
+
+    ``exps_out`` (N, V) receives exp(x - m). It may be the input.
+    """
     x_y = input.gather(1, q.y[:, None])
-    m, s, t = compiled_sums(input, q.everywhere, softcap, exps_out)
-    row = Row(m, s.log(), cap(x_y.to(m.dtype), softcap))
-    losses = -q.at_y * (row.x_y - m - row.log_s).squeeze(1)
-    # Not in place: Dynamo of torch 2.11 then loses the gradient of a Function that calls this.
-    if q.everywhere is not None:
-        losses = losses - (t - q.everywhere.sum() * row.log_s).squeeze(1)
-    if z_loss:
-        losses = losses + z_loss * (m + row.log_s).squeeze(1).square()
+    m, s, t = compiled_sums(input, q.smoothing, softcap, exps_out)
+    row = RowStatistics(m, s.log(), cap(x_y.to(m.dtype), softcap))
+    losses = row_losses(q, row.log_p_y, row.log_s, t)
+    if z_loss:  # not in place, as in row_losses
+        losses = losses + z_loss * row.lse.squeeze(1).square()
     return losses, row
 
 
 def gradient(
     input: Tensor,
-    q: Q,
-    row: Row,
+    q: TargetDistribution,
+    row: RowStatistics,
     upstream: Tensor,
     softcap: float | None,
     z_loss: float,
     exps: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of (N, V) logits, given that of the (N,) losses, over ``exps`` or the logits.
+    """The gradient of logits (N, V), given the ``upstream`` gradient (N,) of their losses.
 
-    With ``exps`` the input is read for a softcap alone.
+    It is written over ``exps``, which holds exp(x - m), or else over the logits. With ``exps`` the
+    logits are read only for a softcap.
     """
     upstream = upstream[:, None]
-    total = (q.total[:, None] + 2 * z_loss * (row.m + row.log_s)) * upstream
-    # The target's entry apart: p - 1, from a p already rounded to bfloat16, would be lost.
-    q_y = q.at_y if q.everywhere is None else q.at_y + q.everywhere[q.y]
-    at_y = (row.x_y - row.m - row.log_s).exp() * total - q_y[:, None] * upstream
+    factor = (q.mass[:, None] + 2 * z_loss * row.lse) * upstream  # of softmax(x)
+    # The target's entry is computed apart: p_y - 1 would be lost in a p_y rounded to bfloat16.
+    target_grad = row.log_p_y.exp() * factor - q.at_target[:, None] * upstream
     if softcap is not None:
-        at_y *= 1 - (row.x_y / softcap).square()
-    others = (input, upstream, q.everywhere, softcap)
+        target_grad *= 1 - (row.x_y / softcap).square()
     if exps is None:
-        grad = compiled_from_logits(input, row.m, row.log_s, total, *others)
+        grad = compiled_gradient_from_logits(
+            input, row.m, row.log_s, factor, upstream, q.smoothing, softcap
+        )
     else:
-        grad = compiled_from_exps(exps, total * (-row.log_s).exp(), *others)
-    # Not scatter_, which on a CPU copies a bfloat16 tensor twice (torch 2.13).
-    grad[torch.arange(len(grad), device=grad.device), q.y] = at_y.squeeze(1).to(grad.dtype)
+        grad = compiled_gradient_from_exps(
+            exps, factor * (-row.log_s).exp(), input, upstream, q.smoothing, softcap
+        )
+    put_at_target(grad, q.y, target_grad)
     return grad

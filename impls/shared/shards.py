@@ -1,9 +1,9 @@
-"""What the sharded losses share: which classes are this rank's, and what its targets are there.
+"""The sharded losses' part of q: which classes this rank holds, and where its targets are.
 
-The slices lie in the order of the ranks, so a rank's classes begin where those of the ranks before
-it end. A target's logit and its class weight only the rank that holds it knows: to their sum over
-the ranks the others give 0. With q as in ``impls.shared.reduction``, ε/V is of all V classes, not
-of V_r.
+N tokens, V classes, V_r of them on rank r. The slices are in the order of the ranks, so a rank's
+first class is the number of classes on the ranks before it. Only the rank that holds a target knows
+the target's logit and class weight. The other ranks add 0 to the sum over the ranks. In q
+(``impls.shared.reduction``), ε/V has all V classes, not V_r.
 """
 
 from typing import Any, NamedTuple
@@ -12,44 +12,50 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from impls.shared.reduction import accumulation_dtype, check_range
+from impls.shared.reduction import accumulation_dtype, check_range, clear_ignored, locate
 
 
-class Shard(NamedTuple):
-    """What a rank that holds V_r of the V classes knows of the q of N targets.
+class LocalDistribution(NamedTuple):
+    """A rank's part of the distribution q of N targets.
 
-    ``y`` and ``everywhere`` are of its slice, the others the same on every rank.
+    ``y``, ``is_local`` and ``smoothing`` are about the rank's slice. The others are the same on
+    every rank.
     """
 
-    y: Tensor  # (N,) the target's column in the slice, or 0 where another rank holds it
-    here: Tensor  # (N,) whether this rank does
-    at_y: Tensor  # (N,) (1 - ε) w_y
-    everywhere: Tensor | None  # (V_r,) ε/V w; None if ε = 0
-    spread: Tensor  # () Σ_j ε/V w_j, over all V
+    y: Tensor  # (N,) the target's column in the slice; 0 if another rank holds the target
+    is_local: Tensor  # (N,) whether this rank holds the target
+    target_weight: Tensor  # (N,) a = (1 - ε) w_y
+    smoothing: Tensor | None  # (V_r,) b = ε/V w; None if ε = 0
+    smoothing_sum: Tensor  # () Σ_j b_j over all V classes
     counted: Tensor  # (N,) whether the row is not ignored
-    norm: (
-        Tensor  # () what the sum of the losses is divided by, as impls.shared.reduction.norm has it
-    )
+    denominator: Tensor | None  # () as impls.shared.reduction.denominator; None for "none"
 
     @property
-    def total(self) -> Tensor:  # (N,) Σ_j q_j, over all V
-        return self.at_y + self.spread
+    def mass(self) -> Tensor:
+        """(N,) Σ_j q_j over all V classes."""
+        return self.target_weight + self.smoothing_sum
+
+    @property
+    def at_target(self) -> Tensor:
+        """(N,) q_y, right where the target is local."""
+        a, b = self.target_weight, self.smoothing
+        return a if b is None else a + b[self.y]
 
 
 def all_reduce(tensor: Tensor, group: Any, op: Any = dist.ReduceOp.SUM) -> Tensor:
-    """``tensor`` itself, contiguous as NCCL wants it, which becomes the sum over the ranks."""
+    """Write the sum over the ranks over ``tensor``, which is contiguous as NCCL wants it."""
     dist.all_reduce(tensor, op, group)
     return tensor
 
 
 def slice_sizes(linear_weight: Tensor, group: Any) -> Tensor:
-    """V_r of each rank, (R,). It stays on the device: nothing waits."""
+    """V_r of each of the R ranks, (R,). It stays on the device: the host does not wait."""
     sizes = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=linear_weight.device)
     sizes[dist.get_rank(group)] = len(linear_weight)
     return all_reduce(sizes, group)
 
 
-def shard(
+def local_distribution(
     linear_weight: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -57,45 +63,42 @@ def shard(
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
-) -> Shard:
-    """For the slice (V_r, D), its class weights (V_r,), and all targets (N,).
+) -> LocalDistribution:
+    """This rank's part of q, for its slice (V_r, D) and class weights (V_r,), and all targets (N,).
 
-    The ranks tell each other how many classes they hold and, if there are class weights, w_y.
+    The ranks tell each other how many classes they hold and, with class weights, w_y. Raises
+    ``IndexError`` for a target out of range, as ``impls.shared.reduction.check_range`` says.
     """
     sizes = slice_sizes(linear_weight, group)
     offset, vocab = sizes[: dist.get_rank(group)].sum(), sizes.sum()
     check_range(target, vocab, ignore_index)
     n, size = len(target), len(linear_weight)
     counted = target != ignore_index
-    y = target.masked_fill(~counted, 0) - offset
-    here = (y >= 0) & (y < size)
-    y = y.masked_fill(~here, 0)
+    y, is_local = locate(clear_ignored(target, ignore_index), offset, size)
     vocab = vocab.to(accumulation_dtype(linear_weight.dtype))
     if weight is None:
         w, w_y, w_sum = vocab.new_ones(()).expand(size), vocab.new_ones(n), vocab
     else:
         w = weight.to(vocab.dtype)
-        mine = torch.cat([at_target(w.expand(n, size), y, here), w.sum(0, keepdim=True)])
-        w_y, w_sum = all_reduce(mine, group).split([n, 1])
-    return Shard(
+        local = gather_local(w.expand(n, size), y, is_local)
+        w_y, w_sum = all_reduce(torch.cat([local, w.sum(0, keepdim=True)]), group).split([n, 1])
+    denominator = None
+    if reduction != "none":
+        one = vocab.new_ones(())
+        denominator = one if reduction == "sum" else w_y.masked_fill(~counted, 0).sum()
+    return LocalDistribution(
         y,
-        here,
-        at_y=(1 - label_smoothing) * w_y,
-        everywhere=label_smoothing / vocab * w if label_smoothing > 0 else None,
-        spread=(label_smoothing / vocab * w_sum).squeeze(),
+        is_local,
+        target_weight=(1 - label_smoothing) * w_y,
+        smoothing=label_smoothing / vocab * w if label_smoothing > 0 else None,
+        smoothing_sum=(label_smoothing / vocab * w_sum).squeeze(),
         counted=counted,
-        norm=vocab.new_ones(()) if reduction == "sum" else w_y.masked_fill(~counted, 0).sum(),
+        denominator=denominator,
     )
 
 
-def at_target(x: Tensor, y: Tensor, here: Tensor) -> Tensor:
-    """(N,) of (N, V_r): each row's entry at its target, or 0 where another rank holds it."""
+def gather_local(x: Tensor, y: Tensor, is_local: Tensor) -> Tensor:
+    """Each row's entry of x (N, V_r) at its target, (N,); 0 if another rank holds the target."""
     if x.shape[1] == 0:
         return x.new_zeros(len(x))
-    return x.gather(1, y[:, None]).squeeze(1).where(here, 0)
-
-
-def reduce(losses: Tensor, counted: Tensor, norm: Tensor, reduction: str) -> Tensor:
-    """As ``impls.shared.reduction.reduce``."""
-    losses = losses.masked_fill(~counted, 0)
-    return losses if reduction == "none" else losses.sum() / norm
+    return x.gather(1, y[:, None]).squeeze(1).where(is_local, 0)

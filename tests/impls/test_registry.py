@@ -1,5 +1,6 @@
-"""The filesystem is the registry: names without imports, loading with clear failures."""
+"""``impls.names``, ``impls.load`` and ``python -m impls``: the filesystem is the registry."""
 
+import os
 import re
 import shutil
 import signal
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import impls
-from impls.loss import Support
+from impls.loss import FUNCTIONS, Support
 
 OURS = {
     "linear.builtin",
@@ -59,8 +60,8 @@ def test_options_are_the_signature() -> None:
     assert "linear_bias" in impls.load("linear.builtin").options
 
 
-def test_where_it_runs_is_no_option() -> None:
-    """A group is no number that could stand in brackets, nor does a table list it."""
+def test_the_process_group_is_not_an_option() -> None:
+    """No text in brackets could name a group, and no table lists it."""
     assert "group" not in impls.load("sharded.eager").options
     with pytest.raises(impls.UnknownImplementation, match="no option group; there are linear_bias"):
         impls.load("sharded.eager(group=None)")
@@ -77,25 +78,25 @@ def test_a_name_may_fix_options() -> None:
     x, y = torch.randn(3, 5), torch.tensor([1, 2, 0])
     expected = torch.nn.functional.cross_entropy(x, y, reduction="sum", label_smoothing=0.1)
     assert loss.fn(x, y).item() == pytest.approx(expected.item())
-    assert loss.fn(x, y, reduction="none").shape == (3,)  # a caller's own options come first
+    assert loss.fn(x, y, reduction="none").shape == (3,)  # an option of the call wins
 
 
 @pytest.mark.parametrize(
-    ("name", "lacking"),
+    ("name", "message"),
     [
         ("logits.eager(softcap=3)", "no option softcap; there are weight, ignore_index"),
-        ("logits.eager(3)", r"in brackets stand options, as in \(softcap=30.0\)"),
-        ("logits.eager(reduction=)", "in brackets stand options"),
-        ("logits.eager(reduction=open('x'))", "in brackets stand options"),
+        ("logits.eager(3)", r"only options may be in the brackets, as in \(softcap=30.0\)"),
+        ("logits.eager(reduction=)", "only options may be in the brackets"),
+        ("logits.eager(reduction=open('x'))", "only options may be in the brackets"),
         ("logits.eagre(reduction='sum')", "did you mean logits.eager"),
     ],
 )
-def test_options_that_cannot_be_fixed(name: str, lacking: str) -> None:
-    with pytest.raises(impls.UnknownImplementation, match=lacking):
+def test_options_that_cannot_be_fixed(name: str, message: str) -> None:
+    with pytest.raises(impls.UnknownImplementation, match=message):
         impls.load(name)
 
 
-def test_a_strangers_file(tmp_path) -> None:
+def test_a_users_file(tmp_path) -> None:
     file = write(
         tmp_path,
         '''
@@ -144,20 +145,32 @@ def test_missing_third_party_package_is_unavailable(tmp_path) -> None:
     ("package", "file", "reason"),
     [
         ("", "from PACKAGE import a_name", "needs another version of PACKAGE: ImportError: cannot"),
-        ("1 / 0", "import PACKAGE", "imports what fails here: ZeroDivisionError: division by zero"),
+        (
+            "1 / 0",
+            "import PACKAGE",
+            "needs a package that fails here: ZeroDivisionError: division by zero",
+        ),
         ("import nobody_has", "import PACKAGE", "needs the package nobody_has"),
-        ("import PACKAGE.part", "import PACKAGE", "imports what fails here: ModuleNotFoundError"),
-        ("def f(:", "import PACKAGE", "imports what fails here: SyntaxError: invalid syntax"),
+        (
+            "import PACKAGE.part",
+            "import PACKAGE",
+            "needs a package that fails here: ModuleNotFoundError",
+        ),
+        (
+            "def f(:",
+            "import PACKAGE",
+            "needs a package that fails here: SyntaxError: invalid syntax",
+        ),
         ("raise OSError('libcuda.so: none')", "import PACKAGE", "OSError: libcuda.so: none"),
     ],
 )
 def test_a_package_that_fails_makes_it_unavailable(
     tmp_path, monkeypatch, package: str, file: str, reason: str
 ) -> None:
-    """In one line, whatever the package raises."""
+    """The reason is one line, whatever the package raises."""
     site = tmp_path / "site"
     site.mkdir()
-    name = tmp_path.name  # which no other test has imported
+    name = tmp_path.name  # no other test has imported a module of this name
     write(site, package.replace("PACKAGE", name), f"{name}.py")
     monkeypatch.syspath_prepend(site)
     with pytest.raises(impls.Unavailable) as caught:
@@ -167,7 +180,7 @@ def test_a_package_that_fails_makes_it_unavailable(
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("import impls.nothing", r"line 1: ModuleNotFoundError: No module named 'impls.nothing'"),
         ("import torch.nothing", r"line 1: ModuleNotFoundError: No module named 'torch.nothing'"),
@@ -175,26 +188,26 @@ def test_a_package_that_fails_makes_it_unavailable(
         ("x = 1\n\ndef f(:", r"line 3: SyntaxError: invalid syntax"),
     ],
 )
-def test_a_strangers_bug_is_said_in_a_line(tmp_path, text: str, says: str) -> None:
-    with pytest.raises(impls.UnknownImplementation, match=says) as caught:
+def test_a_bug_in_a_users_file_is_told_in_a_line(tmp_path, text: str, message: str) -> None:
+    with pytest.raises(impls.UnknownImplementation, match=message) as caught:
         impls.load(write(tmp_path, text))
     assert "\n" not in str(caught.value)
 
 
-def test_a_bug_of_ours_stays_loud_but_does_not_hide_the_others(tmp_path) -> None:
+def test_a_bug_in_our_file_is_raised_and_hides_no_other_loss(tmp_path) -> None:
     shutil.copytree(Path(impls.__file__).parent, tmp_path / "impls")
     (tmp_path / "impls" / "logits" / "eager.py").write_text("1 / 0\n")
     run = [sys.executable, "-c", "import impls; impls.load('logits.eager')"]
-    loud = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
-    assert "ZeroDivisionError" in loud.stderr
-    assert "Unavailable" not in loud.stderr
+    errors = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True).stderr
+    assert "ZeroDivisionError" in errors
+    assert "Unavailable" not in errors
     run = [sys.executable, "-m", "impls"]
     table = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert re.search("logits.eager +not available here: ZeroDivisionError: division", table)
+    assert re.search(r"logits\.eager\n +not available here: ZeroDivisionError: division", table)
     assert "logits.builtin" in table
 
 
-def test_what_no_one_reads_on_ends_quietly() -> None:
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
     run = subprocess.Popen(
         [sys.executable, "-m", "impls", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -204,7 +217,7 @@ def test_what_no_one_reads_on_ends_quietly() -> None:
     assert run.returncode == -signal.SIGPIPE
 
 
-def test_dtypes_and_deviations_may_be_others_on_cuda() -> None:
+def test_dtypes_and_deviations_may_differ_on_cuda() -> None:
     support = Support(
         dtypes=("float32", "bfloat16"),
         cuda_dtypes=("bfloat16",),
@@ -216,30 +229,45 @@ def test_dtypes_and_deviations_may_be_others_on_cuda() -> None:
     assert support.deviations_on("cpu") == {"empty": "raises", "strides": "wrong"}
     added = {"deterministic": "atomics"}
     assert support.deviations_on("cuda") == {"empty": "raises", "strides": "wrong"} | added
-    everywhere = Support(dtypes=("float32",), deviations={"empty": "raises"})
-    assert everywhere.dtypes_on("cuda") == ("float32",)
-    assert everywhere.deviations_on("cuda") == {"empty": "raises"}
+    same = Support(dtypes=("float32",), deviations={"empty": "raises"})
+    assert same.dtypes_on("cuda") == ("float32",)
+    assert same.deviations_on("cuda") == {"empty": "raises"}
 
 
-def test_a_file_without_a_loss_says_what_it_lacks(tmp_path) -> None:
+def test_a_file_without_a_loss(tmp_path) -> None:
     with pytest.raises(
-        impls.UnknownImplementation, match="defines none of cross_entropy, linear_cross_entropy"
+        impls.UnknownImplementation, match="defines neither cross_entropy nor linear_cross_entropy"
     ):
         impls.load(write(tmp_path, "x = 1"))
 
 
-def test_the_tables_of_impls_readme_are_those_of_the_command() -> None:
-    """What they lack is shown, to paste. Of what is not installed here, the name alone is known."""
+def test_impls_readme_has_a_row_for_each_implementation() -> None:
+    """A failure shows the row to paste. Without its package, only a loss's name is compared."""
     text = (Path(impls.__file__).parent / "README.md").read_text()
     rows = [row for row in text.splitlines() if row.startswith("| [")]
-    due = []
+    expected = []
     for name in impls.names():
         link = f"| [`{name}`]({name.replace('.', '/')}.py) |"
         try:
             loss = impls.load(name)
         except impls.Unavailable:
-            due += [row for row in rows if row.startswith(link)] or [link]
+            expected += [row for row in rows if row.startswith(link)] or [link]
             continue
         devices, options = ", ".join(loss.support.devices), ", ".join(loss.options)
-        due.append(f"{link} {loss.summary} | {devices} | {options} |")
-    assert sorted(rows) == sorted(due)
+        expected.append(f"{link} {loss.summary} | {devices} | {options} |")
+    assert sorted(rows) == sorted(expected)
+
+
+def test_the_list_fits_a_terminal_of_80_columns() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "impls"],
+        env={**os.environ, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = run.stdout.splitlines()
+    assert [line[2:] for line in lines if re.fullmatch(r"  \S+", line)] == [
+        name for level in FUNCTIONS for name in impls.names() if name.startswith(level)
+    ]
+    assert max(map(len, lines)) < 80

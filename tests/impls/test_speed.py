@@ -1,4 +1,4 @@
-"""The quick loop while working on a loss: ``pytest --benchmark-only``, grouped by workload."""
+"""Quick timings while you work on a loss: ``pytest --benchmark-only --impl NAME``."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from benchmarks.workloads import workload
 WORKLOAD, DTYPE = "gpt2_text@64", "float32"
 
 
-@pytest.mark.ranks  # their times would be those of the sockets between
+@pytest.mark.ranks  # no sharded loss: its time would be that of the sockets between processes
 @pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
 def test_speed(benchmark, loss: impls.Loss, metric: str) -> None:
     chosen = workload(WORKLOAD)

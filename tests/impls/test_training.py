@@ -1,4 +1,4 @@
-"""A small GPT, trained on real text with each loss, ends where PyTorch's own loss takes it."""
+"""A small GPT that trains on real text: each loss gives the same course as PyTorch's own loss."""
 
 import functools
 import itertools
@@ -13,19 +13,19 @@ from benchmarks.workloads.model import Model, train
 
 STEPS, BATCH, WIDTH = 30, 4, 48
 
-# How far two right losses may lead apart: rounding, grown over the steps.
-APART = {"float32": 2e-5, "bfloat16": 3e-2}
+# How far the courses of two right losses may differ: rounding, which grows over the steps.
+RTOL = {"float32": 2e-5, "bfloat16": 3e-2}
 
 
 @functools.cache
 def text() -> tuple[Tensor, int]:
-    """The text's first 20,000 tokens, numbered by the words that occur, and how many do."""
+    """The text's first 20,000 tokens, numbered anew without gaps, and how many are distinct."""
     distinct, ids = workloads.tokens()[:20_000].unique(return_inverse=True)
     return ids, len(distinct)
 
 
 def curve(loss: impls.Loss, dtype: str, device: str) -> list[float]:
-    """The loss at each step of training with it."""
+    """The value of the loss at each step of the training."""
     ids, vocab = text()
     torch.manual_seed(0)
     model = Model(vocab, WIDTH).to(device, getattr(torch, dtype))
@@ -40,12 +40,12 @@ def native_curve(dtype: str, device: str) -> list[float]:
 
 
 @pytest.mark.ranks(3)
-@pytest.mark.parametrize("dtype", APART)
+@pytest.mark.parametrize("dtype", RTOL)
 def test_training_takes_the_same_course(loss: impls.Loss, dtype: str) -> None:
     if dtype not in loss.support.dtypes:
         pytest.skip(f"{loss.name} has no {dtype}")
     [device] = loss.support.devices
     native = native_curve(dtype, device)
     assert native[-1] < native[0] - 0.5, "the model does not learn: the test would prove nothing"
-    found = curve(loss, dtype, device)
-    assert found == pytest.approx(native, rel=APART[dtype])
+    actual = curve(loss, dtype, device)
+    assert actual == pytest.approx(native, rel=RTOL[dtype])

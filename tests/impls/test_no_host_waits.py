@@ -1,9 +1,9 @@
 """No loss of ours makes the host wait for the GPU, in forward or in backward.
 
-Where there is a GPU, torch itself raises at the first wait. Where there is none, the losses are
-called with meta tensors, which have no elements and are not on the CPU: the losses then do as on
-CUDA, and what needs an element raises. Of the Triton kernels only the calls are seen so, and of the
-compiled functions the source; each is one graph, in which a wait does not compile.
+With a GPU, torch itself raises at the first wait. Without a GPU, the losses run on meta tensors.
+These have no elements and are not on the CPU, so the losses run as on CUDA, and code that needs an
+element raises. That does not see into the Triton kernels. Compiled functions run uncompiled; each
+compiles to one graph, and a wait does not compile.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ LOGITS = [
 ]
 LINEAR = ["builtin", "compiled", "chunked_vocab", "fused"]
 OURS = [f"logits.{name}" for name in LOGITS] + [f"linear.{name}" for name in LINEAR]
-OF_TRITON = {"logits.triton", "logits.triton_in_place", "linear.fused"}  # on CUDA
+NEEDS_TRITON = {"logits.triton", "logits.triton_in_place", "linear.fused"}  # on CUDA
 
 CASES: dict[str, dict[str, Any]] = {
     "mean": {},
@@ -47,22 +47,27 @@ needs_cuda = pytest.mark.skipif(
 
 
 def loaded(name: str) -> impls.Loss:
-    if name in OF_TRITON:
+    if name in NEEDS_TRITON:
         pytest.importorskip("triton")
     return impls.load(name)
 
 
 def train(loss: impls.Loss, options: dict[str, Any], device: str, runs: Callable[[], Any]) -> None:
-    """Forward and backward of ``loss``, in the context that ``runs`` makes."""
-    given = {name: one for name, one in options.items() if name in loss.options}
+    """Forward and backward of ``loss``, in the context that ``runs`` makes.
+
+    An option that is a tuple is the shape of a tensor.
+    """
+    given = {name: option for name, option in options.items() if name in loss.options}
     given |= {
-        name: torch.ones(one, device=device) for name, one in given.items() if type(one) is tuple
+        name: torch.ones(option, device=device)
+        for name, option in given.items()
+        if type(option) is tuple
     }
     shapes = {"input": (N, V)}
     if loss.level == "linear":
         shapes = {"input": (N, D), "linear_weight": (V, D)}
     tensors = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
-    leaves = [one.requires_grad_() for one in tensors.values()]
+    leaves = [tensor.requires_grad_() for tensor in tensors.values()]
     target = torch.randint(V, (N,), device=device)
     upstream = torch.ones(N if given.get("reduction") == "none" else (), device=device)
     with runs():
@@ -81,28 +86,28 @@ def no_waits() -> Iterator[None]:
 
 
 def on_cuda(loss: impls.Loss, options: dict[str, Any]) -> None:
-    """Raise ``RuntimeError`` where forward or backward waits, once all is compiled."""
+    """Raise ``RuntimeError`` if forward or backward waits after everything is compiled."""
     for _ in range(2):
         train(loss, options, "cuda", torch.enable_grad)
     train(loss, options, "cuda", no_waits)
 
 
 class NoWaits(TorchDispatchMode):
-    """Raises for the waits that meta tensors allow: a put at a mask, a copy between devices."""
+    """Raise for the waits that meta tensors allow: indexing by a mask, a copy between devices."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        before = [one for one in tree_leaves(args) if isinstance(one, Tensor)]
-        if "index" in func.__name__ and any(one.dtype == torch.bool for one in before[1:]):
+        given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        if "index" in func.__name__ and any(tensor.dtype == torch.bool for tensor in given[1:]):
             raise RuntimeError(f"{func} looks for the elements of a mask")
-        after = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        if len({one.device for one in before + after}) > 1:
-            raise RuntimeError(f"{func} is of two devices")
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if len({tensor.device for tensor in given + made}) > 1:
+            raise RuntimeError(f"{func} is on two devices")
         return result
 
 
 def on_meta(loss: impls.Loss, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise ``RuntimeError`` where forward or backward needs an element."""
+    """Raise ``RuntimeError`` if forward or backward needs an element."""
     monkeypatch.setattr(chunks, "INTERPRETED", True)  # the Triton kernel, as on CUDA
     # A meta tensor has no autocast, and asking for it raises.
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
@@ -133,12 +138,12 @@ class WaitsInBackward(torch.autograd.Function):
         return upstream if upstream.item() == 1 else 2 * upstream
 
 
-def kept_of(input, target):
-    kept = (target != -100).nonzero().squeeze(1)
-    return F.cross_entropy(input[kept], target[kept])
+def select_counted(input, target):
+    rows = (target != -100).nonzero().squeeze(1)
+    return F.cross_entropy(input[rows], target[rows])
 
 
-def branching(input, target):
+def branch_on_value(input, target):
     value = F.cross_entropy(input, target)
     return value if value > 0 else -value
 
@@ -147,9 +152,9 @@ WAITING: dict[str, Callable[..., Tensor]] = {
     "item": lambda input, target: (
         F.cross_entropy(input, target, reduction="sum") / (target != -100).sum().item()
     ),
-    "if": branching,
+    "if": branch_on_value,
     "item in backward": lambda input, target: WaitsInBackward.apply(F.cross_entropy(input, target)),
-    "nonzero": kept_of,
+    "nonzero": select_counted,
     "mask": lambda input, target: F.cross_entropy(input[target != -100], target[target != -100]),
     "put at a mask": lambda input, target: F.cross_entropy(
         input.index_put((target == -100,), input[:1]), target
@@ -170,19 +175,19 @@ def waiting(kind: str) -> impls.Loss:
 
 @needs_cuda
 @pytest.mark.parametrize("kind", WAITING)
-def test_a_loss_that_waits_is_seen_on_cuda(kind: str) -> None:
+def test_a_wait_is_noticed_on_cuda(kind: str) -> None:
     with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
         on_cuda(waiting(kind), {})
 
 
 @pytest.mark.parametrize("kind", WAITING)
-def test_a_loss_that_needs_an_element_is_seen(kind: str, monkeypatch) -> None:
-    seen = "meta tensor|Meta tensors|nonzero|mask|two devices|no data"
-    with pytest.raises(RuntimeError, match=seen):
+def test_a_need_of_an_element_is_noticed(kind: str, monkeypatch) -> None:
+    message = "meta tensor|Meta tensors|nonzero|mask|two devices|no data"
+    with pytest.raises(RuntimeError, match=message):
         on_meta(waiting(kind), {}, monkeypatch)
 
 
-FILTERED = "linear.fused(filter_eps=1e-3)"  # its docstring says that it waits
+FILTERED = "linear.fused(filter_eps=1e-3)"  # waits, as its docstring says
 
 
 @needs_cuda

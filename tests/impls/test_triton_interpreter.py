@@ -1,4 +1,4 @@
-"""Triton kernels on the CPU: the gate in a process of its own, under Triton's interpreter."""
+"""Triton kernels on the CPU: each gate runs in a process of its own, in Triton's interpreter."""
 
 import importlib.util
 import os
@@ -11,7 +11,7 @@ import pytest
 from benchmarks import ROOT
 from tests.gate.test_gate import TESTS
 
-# On the CPU linear.fused calls the kernel in the interpreter alone.
+# linear.fused calls the Triton kernel on the CPU only in the interpreter.
 INTERPRETED = (
     *("linear.fused", "linear.liger", "logits.liger"),
     *("logits.triton", "logits.triton_in_place"),
@@ -33,33 +33,36 @@ needs_triton = pytest.mark.skipif(
 @needs_triton
 @pytest.mark.parametrize("name", INTERPRETED)
 def test_gate_holds_in_the_interpreter(name: str) -> None:
-    gate = run("pytest", "tests/gate", "--require-all", "--impl", name)
+    gate = run("pytest", "tests/gate/test_gate.py", "--require-all", "--impl", name)
     assert gate.returncode == 0, gate.stdout
-    counts = {what: int(count) for count, what in re.findall(r"(\d+) (\w+)", gate.stdout[-200:])}
+    counts = {
+        outcome: int(count) for count, outcome in re.findall(r"(\d+) (\w+)", gate.stdout[-200:])
+    }
     assert counts["passed"] >= 15
-    assert sum(counts.get(what, 0) for what in ("passed", "xfailed", "skipped")) == len(TESTS) + 1
+    ran = sum(counts.get(outcome, 0) for outcome in ("passed", "xfailed", "skipped"))
+    assert ran == len(TESTS) + 1  # and test_deviations_are_from_properties
 
 
 @needs_triton
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_target_out_of_range_touches_no_other_row(smoothing: float) -> None:
-    """On a GPU, where no one looks at the targets first."""
+    """The kernel must check targets itself: on a GPU the host does not read them."""
     code = f"""if True:
         import torch
-        from impls.kernels.cross_entropy_triton import rows
+        from impls.kernels.cross_entropy_triton import losses_and_gradient
 
         x = torch.randn(3, 50)
-        q = torch.full((3,), 1 - {smoothing})
-        everywhere = torch.full((50,), {smoothing} / 50) if {smoothing} else None
-        share = torch.ones(3)
+        weight = torch.full((3,), 1 - {smoothing})
+        smoothing = torch.full((50,), {smoothing} / 50) if {smoothing} else None
+        options = weight, smoothing, torch.ones(3), None, 0.0
         for outside in (-1, 50, 1000):
             y = torch.tensor([7, outside, 3])
-            losses, grad = rows(x, y, q, everywhere, share, None, 0.0)
-            right, right_grad = rows(x, y.clamp(0, 49), q, everywhere, share, None, 0.0)
+            losses, grad = losses_and_gradient(x, y, *options)
+            expected, expected_grad = losses_and_gradient(x, y.clamp(0, 49), *options)
             assert losses[1].isnan() and grad[1].isnan().all(), outside
-            for kept in (0, 2):
-                assert losses[kept] == right[kept], outside
-                assert torch.equal(grad[kept], right_grad[kept]), outside
+            for row in (0, 2):
+                assert losses[row] == expected[row], outside
+                assert torch.equal(grad[row], expected_grad[row]), outside
     """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=INTERPRET, capture_output=True, text=True
@@ -67,7 +70,7 @@ def test_a_target_out_of_range_touches_no_other_row(smoothing: float) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_interpreter_is_not_timed(tmp_path) -> None:
+def test_benchmarks_refuse_to_time_the_interpreter(tmp_path) -> None:
     refused = run("benchmarks", "--out", str(tmp_path / "rows.csv"))
     assert refused.returncode == 2
     assert refused.stderr == "TRITON_INTERPRET is set: its interpreter shows values, not times\n"

@@ -1,4 +1,4 @@
-"""The Triton kernel where there is no GPU: compiled for several, without registers that spill."""
+"""The Triton kernel, compiled for several GPUs without one: no registers spill to memory."""
 
 import re
 import subprocess
@@ -15,10 +15,10 @@ from triton.compiler import ASTSource  # noqa: E402
 from impls.kernels import cross_entropy_triton as kernel  # noqa: E402
 
 POINTERS = {
-    **{"logits": "", "grad": "", "losses": "*fp32", "y": "*i64", "at_y": "*fp32"},
-    **{"everywhere": "*fp32", "spread": "*fp32", "upstream": "*fp32"},
+    **{"logits": "", "grad": "", "losses": "*fp32", "y": "*i64", "target_weight": "*fp32"},
+    **{"smoothing": "*fp32", "smoothing_sum": "*fp32", "upstream": "*fp32"},
 }
-NUMBERS = ("n", "vocab", "logits_stride", "grad_stride")  # that 16 divides, as it does 128256
+INTEGERS = ("n", "vocab", "logits_stride", "grad_stride")  # multiples of 16, as 128256 is
 OPTIONS = {
     "plain": {"softcap": None, "z_loss": 0.0, "smoothed": False, "uniform": False},
     "smoothed": {"softcap": None, "z_loss": 0.0, "smoothed": True, "uniform": True},
@@ -33,20 +33,22 @@ def test_no_register_spills(
     architecture: int, dtype: str, itemsize: int, options: str, tmp_path: Path
 ) -> None:
     for vocab in (128256, 256000):
-        plain = options == "plain"
-        deep, wide, warps, programs = kernel.shape(vocab, itemsize, plain)
-        constants = OPTIONS[options] | {"with_grad": True, "deep": deep, "wide": wide}
-        compiled = compile_kernel(constants, dtype, architecture, warps, kernel.registers(plain))
+        is_plain = options == "plain"
+        depth, width, warps, programs = kernel.launch_shape(vocab, itemsize, is_plain)
+        constants = OPTIONS[options] | {"with_grad": True, "depth": depth, "width": width}
+        compiled = compile_kernel(
+            constants, dtype, architecture, warps, kernel.registers_per_thread(is_plain)
+        )
         used, spilled = resources(compiled, architecture, tmp_path)
         assert spilled <= 8  # triton 3.6 has 8 bytes for sm_100
-        assert used * 32 * warps * programs <= 65536  # so many programs run at once
+        assert used * 32 * warps * programs <= 65536  # a multiprocessor's: all programs fit
 
 
 def compile_kernel(constants: dict, dtype: str, architecture: int, warps: int, registers: int):
     signature = {name: kind or f"*{dtype}" for name, kind in POINTERS.items()}
-    signature |= dict.fromkeys(NUMBERS, "i32") | dict.fromkeys(constants, "constexpr")
+    signature |= dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(constants, "constexpr")
     names = [*signature]
-    divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in (*POINTERS, *NUMBERS)}
+    divisible = {(names.index(name),): [["tt.divisibility", 16]] for name in (*POINTERS, *INTEGERS)}
     return triton.compile(
         ASTSource(kernel.rows_kernel, signature, constants, divisible),
         target=GPUTarget("cuda", architecture, 32),
@@ -55,7 +57,7 @@ def compile_kernel(constants: dict, dtype: str, architecture: int, warps: int, r
 
 
 def resources(compiled, architecture: int, folder: Path) -> tuple[int, int]:
-    """Registers of a thread and bytes that spill, as NVIDIA's assembler reports them."""
+    """A thread's registers and the bytes that spill, as NVIDIA's assembler reports them."""
     file = folder / "kernel.ptx"
     file.write_text(compiled.asm["ptx"])
     target = re.search(r"^\.target (\w+)", compiled.asm["ptx"], re.MULTILINE).group(1)

@@ -1,4 +1,4 @@
-"""What linear.fused offers beside PyTorch's options: filtering, and the precision of its sums."""
+"""linear.fused's own options: ``filter_eps`` and ``accum_dtype``."""
 
 import torch
 
@@ -12,7 +12,7 @@ N, D, V = 500, 48, 3000  # two chunks
 
 
 def peaked(upstream: float = 0.75) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Logits of which each row has a few that count, among a few dozen classes."""
+    """Tensors whose softmax is all but 0 outside 40 classes, and an upstream gradient."""
     generator = torch.Generator().manual_seed(0)
     weight = 0.02 * torch.randn(V, D, generator=generator)
     weight[:40] += 0.3 * torch.randn(40, D, generator=generator)
@@ -27,20 +27,21 @@ def peaked(upstream: float = 0.75) -> tuple[dict[str, torch.Tensor], torch.Tenso
 def test_filtering_stays_within_its_bound() -> None:
     tensors, upstream = peaked()
     expected = oracle.expected("linear", tensors, upstream)
-    weight, hidden = tensors["linear_weight"].norm(dim=1), tensors["input"].norm(dim=1)
+    weight_norms = tensors["linear_weight"].norm(dim=1)  # |W_j|
+    hidden_norms = tensors["input"].norm(dim=1)  # |h_i|
     for eps in (1e-6, 1e-4, 1e-2):
         actual = oracle.evaluate(FUSED, tensors, upstream, filter_eps=eps)
-        share = eps * upstream / N
-        off = {
+        bound = eps * upstream / N
+        worst = {
             name: (actual[name] - expected[name]).norm(dim=1).max()
             for name in ("input", "linear_weight")
         }
-        assert off["input"] <= 2 * share * V * weight.max() + 1e-8
-        assert off["linear_weight"] <= share * hidden.sum() + 1e-8
-    assert (actual["linear_weight"] == 0).all(1).sum() > V - 60  # these are left out
+        assert worst["input"] <= 2 * bound * V * weight_norms.max() + 1e-8
+        assert worst["linear_weight"] <= bound * hidden_norms.sum() + 1e-8
+    assert (actual["linear_weight"] == 0).all(1).sum() > V - 60  # the rows that are left out
 
 
-def test_what_is_left_out_is_made_up_for_by_its_mean() -> None:
+def test_the_mean_replaces_the_columns_that_are_left_out() -> None:
     tensors, upstream = peaked()
     expected = oracle.expected("linear", tensors, upstream)["input"]
     actual = oracle.evaluate(FUSED, tensors, upstream, filter_eps=1e-4)["input"]
@@ -61,7 +62,7 @@ def test_a_filter_of_zero_filters_nothing() -> None:
     actual = oracle.evaluate(FUSED, tensors, upstream, filter_eps=0.0, label_smoothing=0.1)
     smoothed = oracle.expected("linear", tensors, upstream, label_smoothing=0.1)
     assert oracle.error(actual["input"], smoothed["input"]) < 1e-5
-    assert oracle.error(actual["input"], expected["input"]) > 1e-3  # it is the smoothed one
+    assert oracle.error(actual["input"], expected["input"]) > 1e-3  # smoothing was not lost
 
 
 def test_a_nan_is_not_filtered_out() -> None:
@@ -71,7 +72,7 @@ def test_a_nan_is_not_filtered_out() -> None:
     assert actual["linear_weight"].isnan().any()
 
 
-def test_sums_in_float32_do_not_lose_with_the_number_of_chunks() -> None:
+def test_float32_sums_do_not_lose_precision_over_many_chunks() -> None:
     generator = torch.Generator().manual_seed(0)
     n = 40 * 512
     tensors = {
@@ -82,8 +83,8 @@ def test_sums_in_float32_do_not_lose_with_the_number_of_chunks() -> None:
     upstream = torch.tensor(0.75).bfloat16()
     expected = oracle.expected("linear", tensors, upstream)["linear_weight"]
     own, float32, native = (
-        oracle.error(oracle.evaluate(fn, tensors, upstream, **more)["linear_weight"], expected)
-        for fn, more in (
+        oracle.error(oracle.evaluate(fn, tensors, upstream, **options)["linear_weight"], expected)
+        for fn, options in (
             (FUSED, {}),
             (FUSED, {"accum_dtype": torch.float32}),
             (impls.load("linear.builtin").fn, {}),
@@ -93,7 +94,7 @@ def test_sums_in_float32_do_not_lose_with_the_number_of_chunks() -> None:
 
 
 def test_the_trained_workload_is_peaked(monkeypatch) -> None:
-    """After a quarter of its training already."""
+    """It is so after a quarter of its training already."""
     monkeypatch.setattr(workloads, "TRAINING_STEPS", workloads.TRAINING_STEPS // 4)
     tensors = workload("gpt2_trained@64").tensors("linear", "float32")
     p = (tensors["input"] @ tensors["linear_weight"].T).softmax(1)

@@ -1,4 +1,4 @@
-"""The notebook that this began as, number by number."""
+"""The notebook with which this project began: our losses give the numbers that it prints."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_loss_and_gradient(loss: impls.Loss) -> None:
 
 
 def test_softmax_minus_one_hot(tensors: dict[str, torch.Tensor]) -> None:
-    """The notebook's own backward, as it is written there, against that of ``logits.eager``."""
+    """The notebook's hand-written backward agrees with that of ``logits.eager``."""
     n = 8
     with torch.no_grad():
         dlogits = F.softmax(tensors["input"], dim=-1)

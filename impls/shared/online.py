@@ -1,0 +1,44 @@
+"""Online log-sum-exp: the sums of rows whose logits are seen a slice of the vocabulary at a time.
+
+For a row x and the classes j seen so far, three numbers are enough:
+
+    m = max_j x_j        s = Σ_j exp(x_j - m)        t = Σ_j b_j (x_j - m)
+
+b_j is what label smoothing puts on class j (``impls.shared.reduction``). A slice that raises m to
+m' turns s into s exp(m - m') and t into t - (m' - m) Σ_j b_j; then its own terms are added. At the
+end, log Σ_j exp(x_j) is m + log s. (Milakov & Gimelshein 2018, Online normalizer calculation for
+softmax.)
+"""
+
+import torch
+
+CHUNK = 4096  # classes in a slice
+
+
+def slices(vocab):
+    """The slices of V classes, in order."""
+    return (slice(start, start + CHUNK) for start in range(0, vocab, CHUNK))
+
+
+def start_sums(n, dtype, device):
+    """m, s and t of N rows before the first slice, each (N, 1).
+
+    m is the lowest finite number, not -inf: a first slice may be all -inf, and -inf - -inf is nan.
+    """
+    m = torch.full((n, 1), torch.finfo(dtype).min, dtype=dtype, device=device)
+    return m, torch.zeros_like(m), torch.zeros_like(m)
+
+
+def add_slice(m, s, t, x, part, smoothing, out=None):
+    """Add the logits x (N, chunk) of the slice ``part`` to the sums m, s and t, in place.
+
+    x - m is written to ``out``, which may be x, or to new memory.
+    """
+    rise = -m
+    rise += torch.maximum(m, x.amax(1, keepdim=True), out=m)  # m' - m
+    x = torch.sub(x, m, out=out)
+    if smoothing is not None:
+        t -= rise * smoothing[: part.start].sum()
+        t += (x * smoothing[part]).sum(1, keepdim=True)
+    s *= (-rise).exp_()
+    s += x.exp_().sum(1, keepdim=True)
