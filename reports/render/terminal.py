@@ -1,6 +1,5 @@
 """Tables for a terminal: one number a cell, as many columns as fit."""
 
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,7 +26,7 @@ NOISY = "~"  # in front of a time
 
 def show(rows: pd.DataFrame, console: Console | None = None) -> None:
     """Print a table for each level, workload, dtype and run, in the width of the terminal."""
-    console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = console or Console(highlight=False)
     for cell in cells(rows):
         console.print()
         console.print(table(cell, console.width))
