@@ -2,6 +2,8 @@
 
 import functools
 import re
+import unittest
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import impls
 from benchmarks import ROOT
 from benchmarks.ranks.pool import Ranks
 from impls.shared.reduction import first_order
-from tests.gate.runner import CHECKS, Wrong, hold
+from tests.gate import CHECKS, Wrong, check_property
 from tests.wrong import linear, logits, sharded
 
 LEVELS = {"logits": logits, "linear": linear, "sharded": sharded}
@@ -38,7 +40,7 @@ def wrong(level: str, bug: str | None, ranks: Ranks) -> impls.Loss:
 @pytest.mark.parametrize(("level", "bug", "check"), WRONG)
 def test_wrong_loss_is_rejected(level: str, bug: str, check: str, ranks: Ranks) -> None:
     with pytest.raises(Wrong) as rejected:
-        hold(wrong(level, bug, ranks), check)
+        check_property(wrong(level, bug, ranks), check)
     # A crash of the file would be rejected too, whatever its bug.
     assert ("it raises" in str(rejected.value)) == (bug in RAISES), str(rejected.value)
     assert RAISES.get(bug, "") in str(rejected.value)
@@ -48,7 +50,7 @@ def test_wrong_loss_is_rejected(level: str, bug: str, check: str, ranks: Ranks) 
 @pytest.mark.parametrize("level", LEVELS)
 def test_without_its_bug_it_passes(level: str, check: str, ranks: Ranks) -> None:
     """So that it is the bug that is rejected, and nothing else of the file."""
-    hold(wrong(level, None, ranks), check)
+    check_property(wrong(level, None, ranks), check)
 
 
 def log_softmax_and_nll(input, target, weight=None, *, ignore_index=-100, reduction="mean"):
@@ -98,7 +100,7 @@ def in_place(input, target, *, reduction="mean"):
     return value
 
 
-RIGHT = {
+CORRECT_LOSSES = {
     "log_softmax_and_nll": ("logits", log_softmax_and_nll),
     "gradient_made_in_forward": ("logits", gradient_made_in_forward),
     "in_place": ("logits", in_place),
@@ -108,20 +110,45 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("check", [check for check in CHECKS if check != "mismatches"])
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", CORRECT_LOSSES)
 def test_right_losses_written_otherwise_pass(name: str, check: str) -> None:
-    level, fn = RIGHT[name]
+    level, fn = CORRECT_LOSSES[name]
     if fn is None:
         pytest.skip(f"torch {torch.__version__} has no F.linear_cross_entropy")
     support = impls.Support(overwrites_input=name == "in_place")
-    hold(impls.Loss(name, level, fn, support, ""), check)
+    check_property(impls.Loss(name, level, fn, support, ""), check)
+
+
+def mean_only(factor: float = 1.0) -> impls.Loss:
+    """A stranger's loss, without a single option."""
+
+    def cross_entropy(input, target):
+        return -factor * input.log_softmax(1).gather(1, target[:, None]).mean()
+
+    return impls.Loss("mean_only", "logits", cross_entropy, impls.Support(), "")
+
+
+# It raises another error than PyTorch for bad targets and shapes, and keeps bfloat16 in autocast.
+LACKS = ("out_of_range", "mismatches", "autocast")
+
+
+@pytest.mark.parametrize("check", [check for check in CHECKS if check not in LACKS])
+def test_a_loss_without_options_is_gated_for_its_mean(check: str) -> None:
+    with suppress(unittest.SkipTest):
+        check_property(mean_only(), check)
+
+
+@pytest.mark.parametrize("check", ["options", "dtypes", "random", "upstream"])
+def test_a_wrong_loss_without_options_is_rejected(check: str) -> None:
+    with pytest.raises(Wrong, match=r"is off by|is wrong for"):
+        check_property(mean_only(1.01), check)
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_loss_of_logits_is_one_of_hidden_states(check: str) -> None:
     eager = impls.load("logits.eager").as_linear()
     assert eager.options == ("linear_bias", *impls.load("logits.eager").options)
-    hold(eager, check)
+    check_property(eager, check)
 
 
 def test_one_message_of_several_random_failures() -> None:
@@ -131,7 +158,9 @@ def test_one_message_of_several_random_failures() -> None:
         return F.nll_loss(input.log_softmax(1), target, weight, reduction=reduction)
 
     with pytest.raises(Wrong, match=r"it raises IndexError|the value is off"):
-        hold(impls.Loss("forgets", "logits", forgets_ignore_index, impls.Support(), ""), "random")
+        check_property(
+            impls.Loss("forgets", "logits", forgets_ignore_index, impls.Support(), ""), "random"
+        )
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -140,7 +169,7 @@ def test_the_example_in_the_docs_passes(check: str, tmp_path) -> None:
     [example] = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     file = tmp_path / "autograd.py"
     file.write_text(example)
-    hold(impls.load(str(file)), check)
+    check_property(impls.load(str(file)), check)
 
 
 @pytest.mark.parametrize("check", CHECKS)
@@ -156,4 +185,4 @@ def test_a_loss_of_half_precision_alone_passes(name: str, check: str) -> None:
         return value
 
     support = impls.Support(dtypes=("bfloat16", "float16"))
-    hold(impls.Loss(name, whole.level, half, support, ""), check)
+    check_property(impls.Loss(name, whole.level, half, support, ""), check)
