@@ -33,8 +33,12 @@ ENVIRONMENT = {
 }
 
 
+# Compiling a loss on a busy machine takes a minute or two. Whoever needs longer will not answer.
+LIMIT = 600.0  # seconds of an answer
+
+
 class ProcessFailed(RuntimeError):
-    """A process that measured a revision raised or died; the message says what it said last."""
+    """A process that measured a revision raised, died or did not answer; the message says which."""
 
 
 class Process:
@@ -42,6 +46,7 @@ class Process:
 
     def __init__(self, name: str, channel: socket.socket, log: TextIO):
         self.name, self.channel, self.log = name, channel, log
+        self.asked = ""  # last
         self.answers = channel.makefile()
 
     def fork(self, name: str = "", source: Path | None = None) -> "Process":
@@ -59,12 +64,18 @@ class Process:
 
     def send(self, do: str, fds: Sequence[int] = (), **request: Any) -> None:
         message = json.dumps({"do": do, **request}).encode()
+        self.asked = do
+        self.channel.settimeout(LIMIT)
         with suppress(OSError):  # it died: that no answer comes will say so
             socket.send_fds(self.channel, [message], fds)
 
     def receive(self) -> Any:
         try:
             answer = json.loads(self.answers.readline() or "null")
+        except TimeoutError:
+            raise ProcessFailed(
+                f"{self.name} did not answer {self.asked!r} within {LIMIT:g} s"
+            ) from None
         except ConnectionResetError:
             answer = None
         if answer is None:

@@ -61,6 +61,7 @@ class Comparison:
         self.compiling = False
         self.prepares = True
         self.roles: dict[str, Process] = {}
+        self.prepared: list[str] = []  # what the processes of the roles have compiled
         self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
 
     def changed(self) -> list[str]:
@@ -117,9 +118,21 @@ class Comparison:
         return {"impl": impl, "workload": self.workloads[level], "dtype": self.dtype}
 
     def prepare(self, impl: str) -> None:
-        """Have the process of each role import and compile it, if it can: its forks need not."""
-        if self.prepares:
-            ask_all(self.roles.values(), "prepare", impl=impl, dtype=self.dtype)
+        """Have the process of each role import and compile it, if it can: its forks need not.
+
+        A loss that leaves threads behind is left to the forks: they would lack these threads. The
+        processes of the roles, which have such threads now, are replaced.
+        """
+        if not self.prepares:
+            return
+        if all(ask_all(self.roles.values(), "prepare", impl=impl, dtype=self.dtype)):
+            self.prepared.append(impl)
+            return
+        for process in self.roles.values():
+            process.close()
+        self.roles = {role: self._fork(of) for role, of in ROLES.items()}
+        for other in self.prepared:
+            ask_all(self.roles.values(), "prepare", impl=other, dtype=self.dtype)
 
     def exact(self, impl: str) -> list[Row]:
         """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""

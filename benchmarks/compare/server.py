@@ -26,11 +26,13 @@ import psutil
 import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
+from tqdm import tqdm
 
 from benchmarks.environment.description import comparable
 from benchmarks.measure import memory, timers
 
 PADDING = 64, 2**20  # bytes, and how many of these at the most
+LAST_THREAD = 2.0  # seconds in which the threads of a call end, on a busy machine too
 HEAP = 8, 1 / 8  # times the tensors' bytes, but no more than this share of what is free
 
 
@@ -89,11 +91,13 @@ class Worker:
         with suppress(Exception):  # where CPU code cannot be compiled, CUDA's may be
             in_thread(compile_something)
 
-    def prepare(self, impl: str, dtype: str) -> None:
+    def prepare(self, impl: str, dtype: str) -> bool:
         """Import the loss and call it, so that a fork of this process need not compile it.
 
-        On CUDA each fork has to: what has used a GPU cannot be forked.
+        Returns whether this process can be forked afterwards: not if the loss left threads behind.
+        On CUDA nothing is called: what has used a GPU cannot be forked.
         """
+        forkable = True
 
         def first_call() -> None:
             with self.unbound():
@@ -101,7 +105,8 @@ class Worker:
 
         if self.device == "cpu":
             with suppress(*cannot()):  # exact says so
-                in_thread(first_call)
+                forkable = in_thread(first_call)
+        return forkable
 
     def exact(self, impl: str, dtype: str) -> dict[str, Any]:
         """What has no noise: bytes, and how far the gradients are off, and may be."""
@@ -211,18 +216,21 @@ def cannot() -> tuple[type[Exception], ...]:
     return Unmeasurable, UnknownImplementation
 
 
-def in_thread(run: Callable[[], None]) -> None:
-    """``run()`` in a thread of its own, whose OpenMP threads end with it.
+def in_thread(run: Callable[[], None]) -> bool:
+    """Call ``run`` in a new thread, and return whether all threads that it started have ended.
 
-    A fork has only the thread that forks: were these that one's, it would wait for them for ever.
+    A fork has only the thread that forks. It would wait for ever for any other thread that its
+    loss relies on. OpenMP's threads end a moment after the thread that started them.
     """
     before = psutil.Process().num_threads()
     with ThreadPoolExecutor(1) as threads:
         threads.submit(run).result()
-    for _ in range(100):  # a moment later, that is; but threads that it began for good stay
-        if psutil.Process().num_threads() <= before:
-            break
+    end = time.monotonic() + LAST_THREAD
+    while psutil.Process().num_threads() > before:
+        if time.monotonic() > end:
+            return False
         time.sleep(1e-3)
+    return True
 
 
 def compile_something() -> None:
@@ -276,6 +284,7 @@ def reap() -> None:
 
 def main(folder: str, fd: str) -> None:
     os.dup2(2, 1)  # what a loss prints is no answer
+    tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that stays
     first = os.getpid()
     # Those that the process which asks may use: this one is bound to one of them.
     linux = hasattr(os, "sched_getaffinity")
