@@ -95,7 +95,7 @@ class Comparison:
         self.prepares = forkable or not self.compiling
         self.compiling = self.compiling and forkable
         if self.compiling:
-            self.server.send("compile_once")
+            self.server.ask_later("compile_once")
 
     def give(self, workloads: Mapping[str, Workload]) -> None:
         """Each level's tensors, before anything is measured. Raises ``Unmeasurable``."""
@@ -106,7 +106,7 @@ class Comparison:
             del given
         memory.free_cache(self.device)
         if self.compiling:
-            self.server.receive()
+            self.server.answer()
         self.server.ask("give", device=self.device)
         self.roles = {role: self._fork(of) for role, of in ROLES.items()}
 

@@ -1,22 +1,21 @@
 """Processes that hold a revision of ``impls`` each, and measure when they are asked.
 
-``python -P -m benchmarks.compare.server FOLDER FD`` imports torch, and answers requests that come
-as JSON on its socket FD. It can be asked to fork: the new process answers on a socket of its own,
-which comes with the request. So a tree grows: from the process that has torch and the tensors, to a
-process for each role, which has its revision and the compiled losses, to those that measure.
-``benchmarks.compare.client`` asks.
+``main`` answers requests of ``benchmarks.compare.client``. A process can be asked to fork: the new
+process answers on a channel of its own, which comes with the request. So a tree grows: from the
+process that has torch and the tensors, to a process for each role, which has its revision and the
+compiled losses, to those that measure.
 """
 
-import json
 import os
 import random
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +27,7 @@ import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks import requests
 from benchmarks.environment.description import comparable
 from benchmarks.measure import memory, timers
 
@@ -249,30 +249,31 @@ def compile_something() -> None:
     torch.compile(lambda x: Square.apply(x).sum())(x).backward()
 
 
-def serve(channel: socket.socket, worker: Worker) -> None:
-    """Answer requests until the channel is closed; a fork answers those on its own."""
-    while True:
-        message, fds, _, _ = socket.recv_fds(channel, 2**16, 1)
-        if not message:
-            return
-        request = json.loads(message)
-        do = request.pop("do")
-        answer: dict[str, Any] = {"answer": None}
+def serve(channel: Connection, worker: Worker) -> None:
+    """Answer requests until the channel is closed; a fork answers those on its own channel."""
+
+    def act(do: str, request: dict[str, Any]) -> Any:
         if do == "fork":
-            reap()
-            if os.fork() == 0:
-                channel.close()
-                channel = socket.socket(fileno=fds[0])
-                if request["source"]:  # an impls, of which none was imported before
-                    sys.path.insert(0, request["source"])
-                continue
-            os.close(fds[0])
-        else:
-            try:
-                answer = {"answer": getattr(worker, do)(**request)}
-            except Exception as error:
-                answer = {"error": f"{type(error).__name__}: {error}"}
-        channel.sendall(json.dumps(answer).encode() + b"\n")
+            return fork(channel, worker, **request)
+        return getattr(worker, do)(**request)
+
+    requests.serve(channel, act)
+
+
+def fork(channel: Connection, worker: Worker, source: str | None) -> None:
+    """Fork. The new process never returns: it serves the channel that comes with the request."""
+    reap()
+    fd = recv_handle(channel)
+    if os.fork():
+        os.close(fd)
+        return
+    try:
+        channel.close()
+        if source:  # an impls, of which none was imported before
+            sys.path.insert(0, source)
+        serve(Connection(fd), worker)
+    finally:
+        os._exit(0)
 
 
 def reap() -> None:
@@ -283,18 +284,10 @@ def reap() -> None:
 
 
 def main(folder: str, fd: str) -> None:
-    os.dup2(2, 1)  # what a loss prints is no answer
     tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that stays
-    first = os.getpid()
     # Those that the process which asks may use: this one is bound to one of them.
     linux = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(os.getppid()) if linux else set()
-    serve(socket.socket(fileno=int(fd)), Worker(Path(folder), cores))
-    if os.getpid() != first:
-        os._exit(0)
+    serve(Connection(int(fd)), Worker(Path(folder), cores))
     # Who asked kills this process when it is done: it is only here if that one was killed itself.
     shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

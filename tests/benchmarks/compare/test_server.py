@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks import ROOT
+from benchmarks import ROOT, requests
 from benchmarks.compare import client, server
 from benchmarks.measure import memory
 
@@ -129,7 +129,7 @@ def test_a_loss_that_never_returns_is_named_in_time_and_its_process_killed(
             client.ProcessFailed, match=r"^HEAD did not answer 'prepare' within 2 s$"
         ):
             fork.ask("prepare", impl="logits.endless", dtype="float32")
-        processes = [asked.process.pid, *map(attrgetter("pid"), children(asked.process.pid))]
+        processes = [asked.popen.pid, *map(attrgetter("pid"), children(asked.popen.pid))]
     assert len(processes) == 2
     for _ in range(100):
         if not any(map(psutil.pid_exists, processes)):
@@ -190,7 +190,7 @@ def test_the_path_is_kept_and_a_gpu_is_seen_only_where_it_measures(on_cuda, monk
 
     monkeypatch.setenv("PYTHONPATH", "theirs")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    monkeypatch.setattr(client.subprocess, "Popen", popen)
+    monkeypatch.setattr(requests.subprocess, "Popen", popen)
     with pytest.raises(OSError, match="enough was seen"):
         client.Server(on_cuda)
     assert seen["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "theirs"]
