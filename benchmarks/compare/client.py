@@ -3,27 +3,17 @@
 It imports nothing that takes long: the first of them begins before this one has imported torch.
 """
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
+from multiprocessing.reduction import send_handle
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
-from benchmarks import ROOT
-from benchmarks.environment.variables import (
-    BOUND_THREADS,
-    LARGE_PAGES,
-    PINNED_ALLOCATOR,
-    first_on_path,
-)
+from benchmarks import requests
+from benchmarks.environment.variables import BOUND_THREADS, LARGE_PAGES, PINNED_ALLOCATOR
 
-ENVIRONMENT = {
+PROCESS_ENVIRONMENT = {
     **PINNED_ALLOCATOR,
     **LARGE_PAGES,
     **BOUND_THREADS,
@@ -31,53 +21,50 @@ ENVIRONMENT = {
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
+# Compiling a loss on a busy machine takes a minute or two. Whoever needs longer will not answer.
+LIMIT = 600.0  # seconds of an answer
 
 
 class ProcessFailed(RuntimeError):
-    """A process that measured a revision raised or died; the message says what it said last."""
+    """A process that measured a revision raised, died or did not answer; the message says which."""
 
 
-class Process:
-    """One that does what it is asked, and answers."""
-
-    def __init__(self, name: str, channel: socket.socket, log: TextIO):
-        self.name, self.channel, self.log = name, channel, log
-        self.answers = channel.makefile()
+class Process(requests.Process):
+    """A process that measures a revision, or that can be forked to do so."""
 
     def fork(self, name: str = "", source: Path | None = None) -> "Process":
-        """A process as this one is; with a ``source``, it has the ``impls`` in that folder."""
-        ours, theirs = socket.socketpair()
+        """A process as this one is; with a ``source``, it has the ``impls`` in that folder.
+
+        A fork has torch, the tensors and the compiled losses of this process. A process that is
+        started anew imports and compiles for seconds (docs/experiments, 0019), and its heap lies
+        elsewhere, which changes its times by percents (0008).
+        """
+        ours, theirs = requests.pair(LIMIT)
         with theirs:
-            self.send("fork", [theirs.fileno()], source=source and str(source))
-        self.receive()
+            self.ask_later("fork", source=source and str(source))
+            with suppress(OSError):  # it died: ``answer`` says so
+                send_handle(self.channel, theirs.fileno(), 0)
+        self.answer()
         return Process(name or self.name, ours, self.log)
 
     def ask(self, do: str, **request: Any) -> Any:
         """Its answer. Raises ``ProcessFailed``."""
-        self.send(do, **request)
-        return self.receive()
+        self.ask_later(do, **request)
+        return self.answer()
 
-    def send(self, do: str, fds: Sequence[int] = (), **request: Any) -> None:
-        message = json.dumps({"do": do, **request}).encode()
-        with suppress(OSError):  # it died: that no answer comes will say so
-            socket.send_fds(self.channel, [message], fds)
+    def ask_later(self, do: str, **request: Any) -> None:
+        """Have it begin; ``answer`` waits for the answer."""
+        self.send(do, do, request)
 
-    def receive(self) -> Any:
+    def answer(self) -> Any:
         try:
-            answer = json.loads(self.answers.readline() or "null")
-        except ConnectionResetError:
-            answer = None
-        if answer is None:
-            self.log.seek(0)
-            lines = self.log.read().strip().splitlines() or ["its process died"]
-            answer = {"error": lines[-1]}
-        if "error" in answer:
-            raise ProcessFailed(f"{self.name} cannot be measured: {answer['error']}")
-        return answer["answer"]
-
-    def close(self) -> None:
-        self.answers.close()
-        self.channel.close()
+            answer = self.receive(LIMIT)
+        except requests.NoAnswer as error:
+            raise ProcessFailed(str(error)) from None
+        if isinstance(answer, requests.Raised):
+            # Not the exception itself: its class may be of the other revision's impls.
+            raise ProcessFailed(f"{self.name} cannot be measured: {answer.text}")
+        return answer
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +74,7 @@ class Process:
 
 
 class Server(Process):
-    """The first, from which all others are forked, in a session that Ctrl-C spares; its folder.
+    """The first process, from which all others are forked, and its folder.
 
     Unless it measures ``on_cuda`` it sees no GPU: to compile for the CPU would begin CUDA too, and
     a process that has begun CUDA cannot be forked.
@@ -98,28 +85,19 @@ class Server(Process):
             prefix="cross-entropy-", ignore_cleanup_errors=True
         )
         self.folder = Path(self.temporary.name)
-        log = tempfile.TemporaryFile("w+", dir=self.folder)  # noqa: SIM115  closed in close
-        ours, theirs = socket.socketpair()
-        hidden = {} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-P", "-m", "benchmarks.compare.server"]
-        with theirs:
-            self.process = subprocess.Popen(
-                [*command, str(self.folder), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                cwd=self.folder,
-                env=os.environ | ENVIRONMENT | first_on_path(ROOT) | hidden,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        super().__init__("impls", ours, log)
+        started = requests.start(
+            "impls",
+            "benchmarks.compare.server",
+            self.folder,
+            log=self.folder / "log",
+            environment=PROCESS_ENVIRONMENT | ({} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}),
+            limit=LIMIT,
+            folder=self.folder,
+        )
+        super().__init__(started.name, started.channel, started.log, started.popen)
 
     def close(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
         super().close()
-        self.log.close()
         self.temporary.cleanup()
 
 
@@ -127,5 +105,5 @@ def ask_all(processes: Iterable[Process], do: str, **request: Any) -> list[Any]:
     """The answers of all, which work at the same time. Raises ``ProcessFailed``."""
     asked = list(processes)
     for process in asked:
-        process.send(do, **request)
-    return [process.receive() for process in asked]
+        process.ask_later(do, **request)
+    return [process.answer() for process in asked]

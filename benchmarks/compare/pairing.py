@@ -61,6 +61,7 @@ class Comparison:
         self.compiling = False
         self.prepares = True
         self.roles: dict[str, Process] = {}
+        self.prepared: list[str] = []  # what the processes of the roles have compiled
         self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
 
     def changed(self) -> list[str]:
@@ -94,7 +95,7 @@ class Comparison:
         self.prepares = forkable or not self.compiling
         self.compiling = self.compiling and forkable
         if self.compiling:
-            self.server.send("compile_once")
+            self.server.ask_later("compile_once")
 
     def give(self, workloads: Mapping[str, Workload]) -> None:
         """Each level's tensors, before anything is measured. Raises ``Unmeasurable``."""
@@ -105,7 +106,7 @@ class Comparison:
             del given
         memory.free_cache(self.device)
         if self.compiling:
-            self.server.receive()
+            self.server.answer()
         self.server.ask("give", device=self.device)
         self.roles = {role: self._fork(of) for role, of in ROLES.items()}
 
@@ -118,9 +119,21 @@ class Comparison:
         return {"impl": impl, "dtype": self.dtype} | names
 
     def prepare(self, impl: str) -> None:
-        """Have the process of each role import and compile it, if it can: its forks need not."""
-        if self.prepares:
-            ask_all(self.roles.values(), "prepare", impl=impl, dtype=self.dtype)
+        """Have the process of each role import and compile it, if it can: its forks need not.
+
+        A loss that leaves threads behind is left to the forks: they would lack these threads. The
+        processes of the roles, which have such threads now, are replaced.
+        """
+        if not self.prepares:
+            return
+        if all(ask_all(self.roles.values(), "prepare", impl=impl, dtype=self.dtype)):
+            self.prepared.append(impl)
+            return
+        for process in self.roles.values():
+            process.close()
+        self.roles = {role: self._fork(of) for role, of in ROLES.items()}
+        for other in self.prepared:
+            ask_all(self.roles.values(), "prepare", impl=other, dtype=self.dtype)
 
     def exact(self, impl: str) -> list[Row]:
         """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""

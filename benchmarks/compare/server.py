@@ -1,22 +1,21 @@
 """Processes that hold a revision of ``impls`` each, and measure when they are asked.
 
-``python -P -m benchmarks.compare.server FOLDER FD`` imports torch, and answers requests that come
-as JSON on its socket FD. It can be asked to fork: the new process answers on a socket of its own,
-which comes with the request. So a tree grows: from the process that has torch and the tensors, to a
-process for each role, which has its revision and the compiled losses, to those that measure.
-``benchmarks.compare.client`` asks.
+``main`` answers requests of ``benchmarks.compare.client``. A process can be asked to fork: the new
+process answers on a channel of its own, which comes with the request. So a tree grows: from the
+process that has torch and the tensors, to a process for each role, which has its revision and the
+compiled losses, to those that measure.
 """
 
-import json
 import os
 import random
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,11 +25,14 @@ import psutil
 import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
+from tqdm import tqdm
 
+from benchmarks import requests
 from benchmarks.environment.description import comparable
 from benchmarks.measure import memory, timers
 
 PADDING = 64, 2**20  # bytes, and how many of these at the most
+LAST_THREAD = 2.0  # seconds in which the threads of a call end, on a busy machine too
 HEAP = 8, 1 / 8  # times the tensors' bytes, but no more than this share of what is free
 
 
@@ -89,11 +91,13 @@ class Worker:
         with suppress(Exception):  # where CPU code cannot be compiled, CUDA's may be
             in_thread(compile_something)
 
-    def prepare(self, impl: str, dtype: str) -> None:
+    def prepare(self, impl: str, dtype: str) -> bool:
         """Import the loss and call it, so that a fork of this process need not compile it.
 
-        On CUDA each fork has to: what has used a GPU cannot be forked.
+        Returns whether this process can be forked afterwards: not if the loss left threads behind.
+        On CUDA nothing is called: what has used a GPU cannot be forked.
         """
+        forkable = True
 
         def first_call() -> None:
             with self.unbound():
@@ -101,7 +105,8 @@ class Worker:
 
         if self.device == "cpu":
             with suppress(*cannot()):  # exact says so
-                in_thread(first_call)
+                forkable = in_thread(first_call)
+        return forkable
 
     def exact(self, impl: str, dtype: str) -> dict[str, Any]:
         """What has no noise: bytes, and how far the gradients are off, and may be."""
@@ -211,18 +216,21 @@ def cannot() -> tuple[type[Exception], ...]:
     return Unmeasurable, UnknownImplementation
 
 
-def in_thread(run: Callable[[], None]) -> None:
-    """``run()`` in a thread of its own, whose OpenMP threads end with it.
+def in_thread(run: Callable[[], None]) -> bool:
+    """Call ``run`` in a new thread, and return whether all threads that it started have ended.
 
-    A fork has only the thread that forks: were these that one's, it would wait for them for ever.
+    A fork has only the thread that forks. It would wait for ever for any other thread that its
+    loss relies on. OpenMP's threads end a moment after the thread that started them.
     """
     before = psutil.Process().num_threads()
     with ThreadPoolExecutor(1) as threads:
         threads.submit(run).result()
-    for _ in range(100):  # a moment later, that is; but threads that it began for good stay
-        if psutil.Process().num_threads() <= before:
-            break
+    end = time.monotonic() + LAST_THREAD
+    while psutil.Process().num_threads() > before:
+        if time.monotonic() > end:
+            return False
         time.sleep(1e-3)
+    return True
 
 
 def compile_something() -> None:
@@ -241,30 +249,31 @@ def compile_something() -> None:
     torch.compile(lambda x: Square.apply(x).sum())(x).backward()
 
 
-def serve(channel: socket.socket, worker: Worker) -> None:
-    """Answer requests until the channel is closed; a fork answers those on its own."""
-    while True:
-        message, fds, _, _ = socket.recv_fds(channel, 2**16, 1)
-        if not message:
-            return
-        request = json.loads(message)
-        do = request.pop("do")
-        answer: dict[str, Any] = {"answer": None}
+def serve(channel: Connection, worker: Worker) -> None:
+    """Answer requests until the channel is closed; a fork answers those on its own channel."""
+
+    def act(do: str, request: dict[str, Any]) -> Any:
         if do == "fork":
-            reap()
-            if os.fork() == 0:
-                channel.close()
-                channel = socket.socket(fileno=fds[0])
-                if request["source"]:  # an impls, of which none was imported before
-                    sys.path.insert(0, request["source"])
-                continue
-            os.close(fds[0])
-        else:
-            try:
-                answer = {"answer": getattr(worker, do)(**request)}
-            except Exception as error:
-                answer = {"error": f"{type(error).__name__}: {error}"}
-        channel.sendall(json.dumps(answer).encode() + b"\n")
+            return fork(channel, worker, **request)
+        return getattr(worker, do)(**request)
+
+    requests.serve(channel, act)
+
+
+def fork(channel: Connection, worker: Worker, source: str | None) -> None:
+    """Fork. The new process never returns: it serves the channel that comes with the request."""
+    reap()
+    fd = recv_handle(channel)
+    if os.fork():
+        os.close(fd)
+        return
+    try:
+        channel.close()
+        if source:  # an impls, of which none was imported before
+            sys.path.insert(0, source)
+        serve(Connection(fd), worker)
+    finally:
+        os._exit(0)
 
 
 def reap() -> None:
@@ -275,17 +284,10 @@ def reap() -> None:
 
 
 def main(folder: str, fd: str) -> None:
-    os.dup2(2, 1)  # what a loss prints is no answer
-    first = os.getpid()
+    tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that stays
     # Those that the process which asks may use: this one is bound to one of them.
     linux = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(os.getppid()) if linux else set()
-    serve(socket.socket(fileno=int(fd)), Worker(Path(folder), cores))
-    if os.getpid() != first:
-        os._exit(0)
+    serve(Connection(int(fd)), Worker(Path(folder), cores))
     # Who asked kills this process when it is done: it is only here if that one was killed itself.
     shutil.rmtree(folder, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

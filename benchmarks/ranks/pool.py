@@ -2,18 +2,10 @@
 
 import inspect
 import itertools
-import os
-import pickle
-import signal
-import socket
-import struct
-import subprocess
-import sys
 import tempfile
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import connection
 from pathlib import Path
@@ -23,12 +15,11 @@ import torch
 from torch import Tensor
 
 import impls
-from benchmarks import ROOT
-from benchmarks.environment.variables import first_on_path
+from benchmarks import requests
 from benchmarks.ranks.worker import SLICED, START, Call, backward, forward, same
 
 GRACE = 10.0  # seconds that the others have once one has failed
-ENVIRONMENT = {
+RANK_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes beneath each
 }
@@ -62,10 +53,8 @@ class Ranks:
     ):
         self.world_size, self.timeout, self.device = world_size, timeout, device
         self.compiles = compiles
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.channels: list[connection.Connection] = []
+        self.processes: list[requests.Process] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
-        self.asked = 0.0  # when
         self.numbers = itertools.count()
         self.live: weakref.WeakSet[Call] = weakref.WeakSet()  # whose graphs are still of use
 
@@ -83,108 +72,61 @@ class Ranks:
         try:
             if not self.processes:
                 self.start()
-            request = pickle.dumps((function, k, arguments))
-            for channel in self.channels[:k]:
-                with suppress(OSError):  # it died: that no answer comes will say so
-                    channel.send_bytes(request)
+            for process in self.processes[:k]:
+                process.send(function.__name__, function, k, *arguments)
             answers = self.answers(k, self.timeout)
-            errors = [answer for answer in answers.values() if isinstance(answer, Exception)]
-            alike = len(errors) == k and len({type(error) for error in errors}) == 1
-            if len(answers) < k or (errors and not alike):
-                raise RankFailed(self.what_happened(k, answers))
+            errors = [answer.error for answer in answers if isinstance(answer, requests.Raised)]
+            if errors and (len(errors) < k or len({type(error) for error in errors}) > 1):
+                raise RankFailed(what_happened(answers))
         except BaseException:
             self.close()
             raise
         if errors:
-            raise answers[0]
-        return [answers[number] for number in range(k)]
+            raise errors[0]
+        return answers
 
     def start(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        code = "import sys; from benchmarks.ranks.worker import main; main(*sys.argv[1:])"
         for number in range(self.world_size):
-            ours, theirs = socket.socketpair()
-            # A rank that is stopped reads nothing: the question, too, must not wait for ever.
-            ours.setsockopt(
-                socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(self.timeout), 0)
+            process = requests.start(
+                f"rank {number}",
+                "benchmarks.ranks.worker",
+                *(number, self.world_size, self.folder.name, self.timeout / 2, self.device),
+                log=Path(self.folder.name, f"rank{number}.log"),
+                environment=RANK_ENVIRONMENT,
+                limit=self.timeout,
             )
-            fd, folder = theirs.fileno(), self.folder.name
-            given = (number, self.world_size, folder, self.timeout / 2, self.device, fd)
-            with theirs, self.log(number).open("wb") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", code, *map(str, given)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=os.environ | ENVIRONMENT | first_on_path(ROOT),
-                    pass_fds=[fd],
-                    start_new_session=True,
-                )
             self.processes.append(process)
-            self.channels.append(connection.Connection(ours.detach()))
-        answers = self.answers(self.world_size, START.total_seconds())
-        if len(answers) < self.world_size:
-            raise RankFailed(self.what_happened(self.world_size, answers))
+        self.answers(self.world_size, START.total_seconds())
 
     def close(self) -> None:
         for process in self.processes:
-            process.kill()
-            process.wait()
-        for channel in self.channels:
-            channel.close()
-        self.processes, self.channels = [], []
+            process.close()
+        self.processes = []
         if self.folder is not None:
             self.folder.cleanup()
             self.folder = None
 
-    def answers(self, k: int, seconds: float) -> dict[int, Any]:
-        """What the first ``k`` ranks send, until all have, or ``seconds`` are over."""
-        numbers = {channel: number for number, channel in enumerate(self.channels[:k])}
-        answers = {}
-        self.asked = time.monotonic()
-        until = self.asked + seconds
-        while numbers:
-            ready: list[Any] = connection.wait([*numbers], max(0.0, until - time.monotonic()))
-            if not ready:
-                break
-            for channel in ready:
-                number = numbers.pop(channel)
+    def answers(self, k: int, seconds: float) -> list[Any]:
+        """What the first ``k`` ranks send within ``seconds``. Raises ``RankFailed`` if one sends
+        nothing; once a rank has failed, the others have ``GRACE`` seconds."""
+        asked = {process.channel: process for process in self.processes[:k]}
+        answers: dict[requests.Process, Any] = {}
+        until = time.monotonic() + seconds
+        while missing := asked.keys() - {process.channel for process in answers}:
+            ready: list[Any] = connection.wait(missing, max(0.0, until - time.monotonic()))
+            for channel in ready or missing:
+                process = asked[channel]
                 try:
-                    answers[number] = pickle.loads(channel.recv_bytes())
-                    failed = isinstance(answers[number], Exception)
-                except (EOFError, OSError):
-                    failed = True
-                    with suppress(subprocess.TimeoutExpired):  # it is about to have ended
-                        self.processes[number].wait(GRACE)
-                if failed:
+                    answers[process] = process.receive(0)
+                except requests.NoAnswer as error:
+                    answers[process] = error
+                if isinstance(answers[process], requests.NoAnswer | requests.Raised):
                     until = min(until, time.monotonic() + GRACE)
-        return answers
-
-    def what_happened(self, k: int, answers: dict[int, Any]) -> str:
-        """One line, which begins with those that did not answer, then those that raised."""
-        silent, raised, well = [], [], []
-        for number in range(k):
-            if number not in answers:
-                silent.append(f"rank {number} {self.fate(number)}")
-            elif isinstance(error := answers[number], Exception):
-                first = str(error).strip().partition("\n")[0]
-                raised.append(f"rank {number} raised {type(error).__name__}: {first}")
-            else:
-                well.append(f"rank {number} answered")
-        return "; ".join(silent + raised + well)
-
-    def fate(self, number: int) -> str:
-        code = self.processes[number].poll()
-        if code is None:
-            return f"did not answer within {time.monotonic() - self.asked:.0f} s"
-        if code < 0:
-            return f"died of {signal.Signals(-code).name}"
-        lines = self.log(number).read_text().strip().splitlines() or ["it said nothing"]
-        return f"ended with exit code {code}: {lines[-1]}"
-
-    def log(self, number: int) -> Path:
-        assert self.folder is not None
-        return Path(self.folder.name, f"rank{number}.log")
+        in_order = [answers[process] for process in asked.values()]
+        if any(isinstance(answer, requests.NoAnswer) for answer in in_order):
+            raise RankFailed(what_happened(in_order))
+        return in_order
 
     def loss(self, name: str, k: int) -> impls.Loss:
         """The sharded loss ``name`` across the first ``k`` ranks, as a linear one of this process.
@@ -222,6 +164,19 @@ class Ranks:
 
         linear_cross_entropy.__signature__ = signature  # type: ignore[attr-defined]
         return replace(loss, name=f"{loss.name}-{k}-ranks", level="linear", fn=linear_cross_entropy)
+
+
+def what_happened(answers: list[Any]) -> str:
+    """One line, which begins with the ranks that did not answer, then those that raised."""
+    silent, raised, well = [], [], []
+    for number, answer in enumerate(answers):
+        if isinstance(answer, requests.NoAnswer):
+            silent.append(str(answer))
+        elif isinstance(answer, requests.Raised):
+            raised.append(f"rank {number} raised {answer.text.strip().partition(chr(10))[0]}")
+        else:
+            well.append(f"rank {number} answered")
+    return "; ".join(silent + raised + well)
 
 
 def slices(tensors: dict[str, Tensor], k: int, even: bool) -> list[int] | None:

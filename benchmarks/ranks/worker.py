@@ -9,7 +9,6 @@ import functools
 import pickle
 import shutil
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import impls
+from benchmarks import requests
 
 START = timedelta(seconds=120)
 SLICED = ("linear_weight", "linear_bias", "weight")
@@ -152,19 +152,6 @@ def main(number: str, world_size: str, folder: str, timeout: str, device: str, f
     rank.groups = {k: dist.new_group(range(k), timeout=within) for k in counts}
     channel = Connection(int(fd))
     channel.send_bytes(pickle.dumps("ready"))
-    with suppress(EOFError):
-        while True:
-            channel.send_bytes(answer(rank, channel.recv_bytes()))
+    requests.serve(channel, lambda function, *arguments: function(rank, *arguments))
     # Who asked kills this process when it is done: it is only here if that one was killed itself.
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def answer(rank: Rank, request: bytes) -> bytes:
-    try:
-        function, k, arguments = pickle.loads(request)
-        return pickle.dumps(function(rank, k, *arguments))
-    except Exception as error:
-        with suppress(Exception):  # of some, pickle cannot make a copy
-            pickle.loads(sent := pickle.dumps(error))
-            return sent
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -116,6 +116,17 @@ def test_what_does_not_differ_is_not_measured(clone) -> None:
     assert "no implementation that can be measured here differs" in out
 
 
+def test_a_loss_with_threads_of_its_own_is_measured(clone) -> None:
+    """Forked with its loss, a process would lack these threads, and wait for them for ever."""
+    pool = "from concurrent.futures import ThreadPoolExecutor\n\nPOOL = ThreadPoolExecutor(1)\n"
+    change(clone, "import torch\n", f"import torch\n{pool}")
+    line = "    check_call(input, target, weight, reduction, label_smoothing)\n"
+    change(clone, line, line + "    POOL.submit(int).result()\n")
+    code, out, errors = compare(clone, ".", ".", *QUICK)
+    assert code == 0, errors
+    assert "| logits.eager | forward_backward |" in out
+
+
 def test_what_does_not_import_is_said(clone) -> None:
     change(clone, "import torch\n", "import torch\nimport torch.nothing_of_the_kind\n")
     code, _, errors = compare(clone, "HEAD", *QUICK)

@@ -1,16 +1,20 @@
 """What a process that measures is asked for, without the process."""
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from benchmarks import ROOT
+from benchmarks import ROOT, requests
 from benchmarks.compare import client, server
 from benchmarks.measure import memory
 
@@ -110,6 +114,44 @@ def test_a_fork_of_what_is_prepared_has_its_loss_compiled_and_threads_of_its_own
     assert in_a_process(code) == ["True 0"]
 
 
+def test_a_loss_that_never_returns_is_named_in_time_and_its_process_killed(
+    tmp_path, monkeypatch
+) -> None:
+    shutil.copytree(ROOT / "impls", tmp_path / "impls")
+    loss = "def cross_entropy(input, target):\n    while True: pass\n"
+    (tmp_path / "impls/logits/endless.py").write_text(loss)
+    with client.Server(on_cuda=False) as asked:
+        torch.save(GIVEN["logits"], asked.folder / "logits.pt")
+        asked.ask("give", device="cpu")
+        fork = asked.fork("HEAD", tmp_path)
+        monkeypatch.setattr(client, "LIMIT", 2.0)
+        with pytest.raises(
+            client.ProcessFailed, match=r"^HEAD did not answer 'prepare' within 2 s$"
+        ):
+            fork.ask("prepare", impl="logits.endless", dtype="float32")
+        processes = [asked.popen.pid, *map(attrgetter("pid"), children(asked.popen.pid))]
+    assert len(processes) == 2
+    for _ in range(100):
+        if not any(map(psutil.pid_exists, processes)):
+            break
+        time.sleep(0.1)
+    assert not any(map(psutil.pid_exists, processes))
+
+
+def children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_threads_that_outlive_a_call_are_told(stays) -> None:
+    end = threading.Event()
+    started = threading.Thread(target=end.wait, args=[None if stays else 0.3])
+    try:
+        assert server.in_thread(started.start) is not stays
+    finally:
+        end.set()
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not bound here")
 def test_a_first_call_runs_on_any_core_and_the_others_on_that_one_again() -> None:
     seen = []
@@ -148,7 +190,7 @@ def test_the_path_is_kept_and_a_gpu_is_seen_only_where_it_measures(on_cuda, monk
 
     monkeypatch.setenv("PYTHONPATH", "theirs")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    monkeypatch.setattr(client.subprocess, "Popen", popen)
+    monkeypatch.setattr(requests.subprocess, "Popen", popen)
     with pytest.raises(OSError, match="enough was seen"):
         client.Server(on_cuda)
     assert seen["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "theirs"]

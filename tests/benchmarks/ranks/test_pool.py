@@ -63,14 +63,14 @@ GLOO_SAYS = r"rank 0 raised RuntimeError: .*"
     ("function", "says"),
     [
         (killed, rf"^rank 1 died of SIGKILL; {GLOO_SAYS}[Cc]onnection"),
-        (stopped, rf"^rank 1 did not answer within \d s; {GLOO_SAYS}[Tt]imed out"),
+        (stopped, rf"^rank 1 did not answer 'stopped' within \d s; {GLOO_SAYS}[Tt]imed out"),
         (raises_alone, rf"^{GLOO_SAYS}[Tt]imed out.*; rank 1 raised KeyError: 'y'"),
     ],
     ids=["killed", "stopped", "raises alone"],
 )
 def test_a_rank_that_fails_is_named_in_time(hasty: Ranks, function, says: str) -> None:
     assert hasty.run(2, summed) == [2.0, 2.0]  # also after a failure: with new processes
-    processes = [process.pid for process in hasty.processes]
+    processes = [process.popen.pid for process in hasty.processes]
     start = time.monotonic()
     with pytest.raises(RankFailed, match=says):
         hasty.run(2, function)
