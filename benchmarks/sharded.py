@@ -14,7 +14,7 @@ class CPUx2(Suite):
     @for_asv(timeout=3600.0)
     def setup_cache(self):
         with Ranks(RANKS, timeout=3600.0) as ranks:
-            return ranks.run(RANKS, measure_on_rank)[0]
+            return ranks.run(RANKS, measure_on_rank, self.params)[0]
 
     @for_asv(unit="bytes")
     def track_sent(self, numbers, *cell):
@@ -25,7 +25,7 @@ class CPUx2(Suite):
         return number_of(numbers, "collectives", cell)
 
 
-def measure_on_rank(rank: Rank, k: int) -> Numbers:
+def measure_on_rank(rank: Rank, k: int, params: list[list[str]]) -> Numbers:
     """What one rank measures, in lock step with the other: both get the same numbers."""
     with torchrun.in_step():
-        return CPUx2().measure()
+        return CPUx2().measure(params)

@@ -132,10 +132,10 @@ class Suite(ABC):
         if PROFILE == "quick" or level == "sharded":
             cls.time_forward = cls.time_forward_backward = None  # type: ignore[assignment]
 
-    def measure(self) -> Numbers:
+    def measure(self, params: list[list[str]] | None = None) -> Numbers:
         """All that the benchmarks report. An implementation that cannot run here has no numbers."""
         numbers: Numbers = {}
-        names, workloads, dtypes = self.params
+        names, workloads, dtypes = params or self.params
         for name, dtype in itertools.product(workloads, dtypes):
             try:
                 check_timeable()

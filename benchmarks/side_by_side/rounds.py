@@ -1,6 +1,7 @@
 """Times the losses of one level in turn, round after round, so all share the machine's noise."""
 
 import random
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -98,7 +99,8 @@ def checked_rounds(
     yield samples, noisy
     if not again:
         return
-    tqdm.write(f"measured again, as the machine was not steady: {', '.join(again)}")
+    again_what = ", ".join(again)
+    tqdm.write(f"measured again, as the machine was not steady: {again_what}", file=sys.stderr)
     second: Samples = defaultdict(list)
     for sample in take_rounds(sampler, again, failures, extras=False):
         second[sample.impl, sample.metric].append(sample)

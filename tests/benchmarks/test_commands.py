@@ -1,6 +1,5 @@
 """The commands as a user types them: what they print, what they keep, how they refuse."""
 
-import ast
 import json
 import os
 import re
@@ -10,16 +9,14 @@ import sys
 
 import pandas as pd
 import pytest
-from asv_runner.benchmarks.mark import SkipNotImplemented
 
 import impls
 from benchmarks import ROOT
 from benchmarks.__main__ import main
 from benchmarks.environment.variables import PINNED_ALLOCATOR
 from benchmarks.measure import oracle
-from benchmarks.measure.step import PASSES, Step
+from benchmarks.measure.step import PASSES, Step, describe_excess
 from benchmarks.side_by_side.rounds import ROUNDS
-from benchmarks.suite import PROFILES, asv_step, is_importable, packages, validated
 from benchmarks.workloads import workload
 from reports.readers.schema import COLUMNS
 from tests.wrong import logits
@@ -200,8 +197,7 @@ def test_a_gradient_without_its_softmax_has_no_time(dtype: str) -> None:
     fn = logits.cross_entropy("no_softmax")
     loss = impls.Loss("logits.no_softmax", "logits", fn, impls.Support(), "")
     step = Step(loss, workload("gpt2_text@32").tensors("logits", dtype))
-    with pytest.raises(ArithmeticError, match="gradients are wrong"):
-        validated(step, dtype)
+    assert "gradients are wrong" in describe_excess(step.errors_and_budgets(step.expected(), dtype))
 
 
 def test_a_mistyped_profile_gets_a_line(tmp_path) -> None:
@@ -257,67 +253,3 @@ def test_gate_refuses_a_mistyped_name() -> None:
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert "did you mean logits.eager" in run.stderr
     assert "Traceback" not in run.stderr
-
-
-def test_asv_skips_an_implementation_that_the_commit_lacks() -> None:
-    with pytest.raises(SkipNotImplemented, match=r"no implementation 'logits\.of_tomorrow'"):
-        asv_step("logits", "logits.of_tomorrow", "notebook", "float32", "cpu")
-
-
-def test_asv_leaves_out_a_rival_that_its_environment_lacks(tmp_path) -> None:
-    file = tmp_path / "rival.py"
-    file.write_text('"""A rival."""\n\nfrom a_package_nobody_has.losses import cross_entropy\n')
-    assert not is_importable(file)
-    assert is_importable(ROOT / "impls" / "logits" / "eager.py")
-    # By way of logits.triton and the kernel's file.
-    assert "triton" in packages(ROOT / "impls" / "logits" / "triton_in_place.py")
-
-
-def test_asv_times_no_wrong_loss() -> None:
-    step = asv_step(
-        "logits", str(ROOT / "tests" / "files" / "zeros.py"), "notebook", "float32", "cpu"
-    )
-    with pytest.raises(ArithmeticError, match="gradients are wrong"):
-        validated(step, "float32")
-
-
-def test_asvs_environment_is_the_pinned_one() -> None:
-    """It has what benchmarks imports, in the versions that constraints.txt has."""
-    text = re.sub(r"^\s*//.*$", "", (ROOT / "asv.conf.json").read_text(), flags=re.MULTILINE)
-    pins = {name: pin for name, [pin] in json.loads(text)["matrix"]["req"].items()}
-    lines = (ROOT / "constraints.txt").read_text().replace("_", "-").splitlines()
-    constraints = dict(line.split("==") for line in lines if "==" in line)
-    assert pins.items() <= constraints.items()
-    provided = {name.replace("-", "_") for name in pins}
-    provided |= {"impls", "benchmarks", "asv_runner", "tiktoken_ext", *sys.stdlib_module_names}
-    for file in (ROOT / "benchmarks").glob("*.py"):
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            else:
-                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for module in modules:
-                assert module.partition(".")[0] in provided, f"{file.name} imports {module}"
-
-
-def test_asv_discovers_the_suites(tmp_path) -> None:
-    """As asv does: in an interpreter that has impls, but neither reports nor tests."""
-    (tmp_path / "impls").symlink_to(ROOT / "impls")
-    code = (
-        "from asv_runner.discovery import list_benchmarks, update_sys_path;"
-        f"update_sys_path({str(ROOT / 'benchmarks')!r});"
-        f"list_benchmarks({str(ROOT / 'benchmarks')!r}, open('found.json', 'w'))"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    found = {one["name"]: one for one in json.loads((tmp_path / "found.json").read_text())}
-    metrics = ("time_forward", "time_forward_backward", "track_peak_memory", "track_saved_memory")
-    for level in ("logits", "linear"):
-        for metric in metrics:
-            benchmark = found[f"{level}.CPU.{metric}"]
-            assert benchmark["version"] == "1"
-            assert benchmark["params"][1:] == [
-                [f"'{name}'" for name in names] for names in PROFILES["quick"]
-            ]
-    assert "environment.track_threads" in found
-    modules = {name.partition(".")[0] for name in found}
-    assert modules == {"environment", "linear", "logits", "sharded"}  # nothing else looks like one

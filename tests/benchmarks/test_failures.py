@@ -15,7 +15,10 @@ from benchmarks.measure import timers
 from benchmarks.measure.step import PASSES
 from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.failures import DeviceLost
+from benchmarks.side_by_side.rows import Row, with_interval
 from benchmarks.workloads import workload
+from reports.analysis.selection import RUN
+from reports.readers.schema import whole
 from reports.render import tables
 
 
@@ -36,12 +39,12 @@ def raising(call: int) -> impls.Loss:
     return impls.Loss("logits.raising", "logits", cross_entropy, impls.Support(), "")
 
 
-def measured(call: int) -> list[rounds.Row]:
+def measured(call: int) -> list[Row]:
     losses = [impls.load("logits.builtin"), raising(call), impls.load("logits.eager")]
     tensors = workload("tinystories_1m@8").tensors("logits", "float32")
     rows = []
     try:
-        rows.extend(rounds.measure(losses, tensors, "float32", "cpu", PASSES))
+        rows.extend(map(with_interval, rounds.measure(losses, tensors, "float32", "cpu", PASSES)))
     except DeviceLost as error:
         rows.append({"impl": "lost", "metric": str(error)})
     return rows
@@ -60,8 +63,8 @@ def test_the_others_go_on(call: int, capsys) -> None:
 
 
 def test_the_table_says_who_failed() -> None:
-    rows = pd.DataFrame(measured(1)).assign(workload="tinystories_1m", dtype="float32", source="")
-    shown = tables.render(rows.assign(**dict.fromkeys(tables.RUN, "") | {"threads": 2}))
+    rows = pd.DataFrame(measured(1)).assign(workload="tinystories_1m", dtype="float32")
+    shown = tables.render(whole(rows.assign(**dict.fromkeys(RUN, "") | {"threads": 2}), ""))
     assert "Failed while it was measured: logits.raising. The run says why." in shown
     [row] = [line for line in shown.splitlines() if line.startswith("| logits.raising")]
     assert set(row) <= set("| logits.raising-")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.side_by_side.rounds import append_rows, exact_row
+from benchmarks.side_by_side.rows import append_rows, exact_row
 
 
 def append(file: Path, *names: str) -> None:

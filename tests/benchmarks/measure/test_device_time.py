@@ -14,6 +14,8 @@ from benchmarks.environment import gpu_state
 from benchmarks.measure import timers
 from benchmarks.measure.step import PASSES
 from benchmarks.side_by_side import rounds
+from benchmarks.side_by_side.rows import with_interval
+from benchmarks.side_by_side.sampler import Sample
 from benchmarks.workloads import workload
 
 
@@ -110,7 +112,7 @@ def test_a_gpu_is_measured_in_every_metric(log, nvml, monkeypatch) -> None:
     monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0, "cuda": 0.0})
     losses = [impls.load("logits.builtin"), impls.load("logits.eager")]
     tensors = workload("tinystories_1m").tensors("logits", "float32")
-    rows = list(rounds.measure(losses, tensors, "float32", "cuda", PASSES))
+    rows = list(map(with_interval, rounds.measure(losses, tensors, "float32", "cuda", PASSES)))
     of = {(row["impl"], row["metric"]): row for row in rows}
     exact = {"first_call", "error", "peak_memory", "saved_memory", "reserved_memory"}
     assert {metric for impl, metric in of if impl == "logits.eager"} == {*PASSES, *exact, "launch"}
@@ -130,9 +132,9 @@ def test_a_gpu_is_measured_in_every_metric(log, nvml, monkeypatch) -> None:
 def test_samples_of_a_throttled_card_are_left_out_and_counted(log, nvml) -> None:
     card = gpu_state.card("cuda")
     cool, hot = card.read()._replace(throttled=False), card.read()
-    samples = [rounds.Sample("logits.eager", "forward", 1.0, cool) for _ in range(9)]
-    samples += [rounds.Sample("logits.eager", "forward", 2.0, hot) for _ in range(20)]
-    row = rounds.sampled_row(samples, card)
+    samples = [Sample("logits.eager", "forward", 1.0, cool) for _ in range(9)]
+    samples += [Sample("logits.eager", "forward", 2.0, hot) for _ in range(20)]
+    row = with_interval(rounds.sampled_row(samples, False, card))
     assert (row["value"], row["n"]) == (1.0, 9)
     assert row["gpu_state"].endswith("throttled 20 of 29")
 

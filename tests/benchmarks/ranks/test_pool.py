@@ -111,5 +111,5 @@ def uneven(rank: Rank, k: int) -> None:
 
 
 def test_dtensor_refuses_slices_that_a_dtensor_cannot_have(ranks: Ranks) -> None:
-    with pytest.raises(ValueError, match=r"as torch.chunk does.* got \[3, 4\]"):
+    with pytest.raises(ValueError, match=r"in the slices of torch.chunk.* got \[3, 4\]"):
         ranks.run(2, uneven)

@@ -21,6 +21,7 @@ from benchmarks.environment.variables import PINNED_ALLOCATOR, allocator
 from benchmarks.measure import collectives, memory, timers, torch_compat
 from benchmarks.measure.step import Step
 from benchmarks.ranks import torchrun
+from benchmarks.ranks.pool import Ranks
 from benchmarks.side_by_side.rounds import ROUNDS
 from benchmarks.workloads import WORKLOADS
 from reports.readers.schema import COLUMNS
@@ -53,14 +54,14 @@ def measured(tmp_path_factory) -> tuple[str, pd.DataFrame]:
 
 def test_two_ranks_write_and_print_once(measured) -> None:
     shown, rows = measured
-    assert list(rows) == [*COLUMNS, "text", "samples", "gpu_state"]
+    assert list(rows) == [*COLUMNS, "text", "samples", "gpu_state", "noisy"]
     assert not rows.duplicated(["impl", "metric"]).any()
     counted = {"peak_memory", "sent", "collectives"}
     of = rows.groupby("impl")["metric"].agg(set)
     assert of["sharded.reference"] == counted | {"forward"}
     assert of["sharded.eager"] == counted | {"error", "saved_memory", "first_call", "forward"}
     assert set(rows["device"]) == {"cpu × 2"}
-    assert shown.count("### sharded · notebook · float32 · cpu × 2") == 1
+    assert shown.count("sharded · notebook · float32 · cpu × 2") == 1
 
 
 def test_ctrl_c_keeps_what_was_measured(measured, tmp_path) -> None:
@@ -127,8 +128,23 @@ def test_what_is_refused_only_the_first_rank_says(
 
 @pytest.fixture(scope="module")
 def two():
-    with sharded.ranks() as ranks:
+    with Ranks(2) as ranks:
         yield ranks
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    """What asv's suite of two ranks tracks, at the smallest workload."""
+    suite = sharded.CPUx2()
+    suite.params = [suite.params[0], ["notebook"], ["float32"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharded.CPUx2, "params", suite.params)
+        numbers = suite.setup_cache()
+
+    def of(impl: str, metric: str) -> float:
+        return getattr(suite, f"track_{metric}")(numbers, impl, "notebook", "float32")
+
+    return of
 
 
 @pytest.mark.parametrize(
@@ -139,23 +155,21 @@ def two():
         ("sharded.dtensor", 3, 5),  # one of these three at a time
     ],
 )
-def test_what_is_sent_is_counted(two, impl, numbers, collectives) -> None:
-    """Beside the numbers of each row: how many classes each rank has, and the input's gradient."""
-    cell = (impl, "notebook", "float32")
-    suite = sharded.CPUx2()
-    assert suite.track_sent(*cell) == 2 * 8 + 4 * NOTEBOOK.tokens * (NOTEBOOK.hidden + numbers)
-    assert suite.track_collectives(*cell) == collectives
+def test_what_is_sent_is_counted(tracked, impl, numbers, collectives) -> None:
+    """The numbers of each row, how many classes each rank has, and the input's gradient."""
+    rows = 4 * NOTEBOOK.tokens
+    assert tracked(impl, "sent") == 2 * 8 + rows * (NOTEBOOK.hidden + numbers)
+    assert tracked(impl, "collectives") == collectives
 
 
-def test_asv_and_torchrun_count_alike(two, measured) -> None:
-    suite, of = sharded.CPUx2(), values(measured[1])
+def test_asv_and_torchrun_count_alike(tracked, measured) -> None:
+    of = values(measured[1])
     for impl in ("sharded.eager", "sharded.reference"):
-        cell = (impl, "notebook", "float32")
-        assert suite.track_sent(*cell) == of[impl, "sent"]
-        assert suite.track_collectives(*cell) == of[impl, "collectives"]
+        assert tracked(impl, "sent") == of[impl, "sent"]
+        assert tracked(impl, "collectives") == of[impl, "collectives"]
     assert of["sharded.reference", "sent"] == 4 * NOTEBOOK.tokens * (NOTEBOOK.hidden + 1)
-    with pytest.raises(SkipNotImplemented, match=r"no implementation 'sharded\.of_tomorrow'"):
-        suite.time_forward("sharded.of_tomorrow", "notebook", "float32")
+    with pytest.raises(SkipNotImplemented, match=r"sharded\.of_tomorrow has no sent"):
+        tracked("sharded.of_tomorrow", "sent")
 
 
 def hides(rank, k: int, wait_first: bool) -> list[tuple[float, float]]:
