@@ -20,7 +20,8 @@ from benchmarks.workloads import Workload, workload
 from impls.loss import FUNCTIONS
 
 USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, ProcessFailed)
-ROLES = ("base", "head")
+REVISIONS = ("base", "head")
+UNDECIDED = ("inconclusive", "unproven")
 # Small: what disturbs a machine lasts a while, and the shorter a call, the more often the revisions
 # take turns in that time. Of 32 tokens GPT-2's logits still outgrow the cores' own caches; its head
 # takes 150 ms for them.
@@ -44,7 +45,7 @@ def main(argv: list[str], server: Server) -> int:
 
 
 def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
-    names = arguments.impl or revisions.changed()
+    names = arguments.impl or changed(revisions)
     workloads = workloads_of(names, arguments.workload, arguments.device)
     revisions.begin(names)
     import pandas as pd
@@ -53,7 +54,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     from reports.analysis.verdicts import COLUMNS, FAILED, PAIRS, markdown, verdicts
 
     commits = {
-        role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in ROLES
+        role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in REVISIONS
     }
     if names:
         revisions.give(workloads)
@@ -72,7 +73,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
         if interrupted:
             raise KeyboardInterrupt
         print("no implementation that can be measured here differs; --impl measures one anyway")
-        return 0
+        return 4 if arguments.strict else 0
     print(f"{commits['base']} → {commits['head']}, margin {100 * arguments.margin:g} %\n")
     print(markdown(table))
     print(f"\n{statement(rows[0], arguments.margin)}")
@@ -86,10 +87,25 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
                 f"{one.impl} {one.metric}: {one.pairs:.0f} of the {PAIRS} pairs that a verdict "
                 f"needs were measured in time: --budget {seconds}"
             )
+    undecided = table["verdict"][table["verdict"].isin(UNDECIDED)].value_counts()
+    if len(undecided):
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in undecided.items())
+        times = (table["unit"] == "ms").sum()
+        print(f"{undecided.sum()} of {times} times are undecided: {counts}")
     if table["verdict"].isin(FAILED).any():
         return 1
-    undecided = table["verdict"].isin(["inconclusive", "unproven"]).any()
-    return 3 if undecided and arguments.strict else 0
+    return 3 if len(undecided) and arguments.strict else 0
+
+
+def changed(revisions: Comparison) -> list[str]:
+    """The losses to compare, if none is named. A line for each that differs and is not compared."""
+    for role, only in revisions.unpaired().items():
+        for name in only:
+            print(f"not compared: only {revisions.names[role]} has {name}", file=sys.stderr)
+    found = revisions.changed()
+    for name in filter(needs_ranks, found):
+        print(f"not compared: {name} runs on ranks", file=sys.stderr)
+    return [name for name in found if not needs_ranks(name)]
 
 
 def measure(
@@ -124,7 +140,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks compare",
         description=f"{__doc__} Exit 0: nothing regressed; 1: something did, or became wrong; "
-        "2: it could not be measured; 3, with --strict: something is inconclusive or unproven.",
+        "2: it could not be measured. With --strict also 3: something is inconclusive or unproven; "
+        "4: nothing was measured, as no loss differs or none that differs can be measured here.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("base", metavar="BASE", help="a git revision")
@@ -135,7 +152,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=float, default=60.0, help="seconds a cell, after which it is inconclusive"
     )
-    parser.add_argument("--strict", action="store_true", help="exit 3 if something is undecided")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit 3 if a time is undecided, 4 if nothing is measured",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -179,7 +200,7 @@ def decided(rows: list[Row], constant: Row) -> set[Cell]:
     from reports.analysis.verdicts import verdicts
 
     table = verdicts(pd.DataFrame(rows).assign(**constant))
-    done = table[~table["verdict"].isin(["inconclusive", "unproven"])]
+    done = table[~table["verdict"].isin(UNDECIDED)]
     return {Cell(one.impl, one.metric) for one in done.itertuples()}
 
 

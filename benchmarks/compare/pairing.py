@@ -12,7 +12,6 @@ disturbs a call only adds to it.
 """
 
 import csv
-import filecmp
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,10 +24,9 @@ import torch
 
 import impls
 from benchmarks.compare.client import Process, Server, ask_all
-from benchmarks.compare.targets import export
+from benchmarks.compare.targets import export, sources
 from benchmarks.measure import memory
 from benchmarks.measure.availability import Unmeasurable, tensors
-from benchmarks.ranks.pool import needs_ranks
 from benchmarks.workloads import Workload
 
 ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # of which revision
@@ -65,21 +63,26 @@ class Comparison:
         self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
 
     def changed(self) -> list[str]:
-        """The implementations of both that differ; all, if what they share does."""
-        base, head = (self.server.folder / role / "impls" for role in ("base", "head"))
-        both = [name for name in impls.names(head) if name in impls.names(base)]
-        both = [name for name in both if not needs_ranks(name)]
-        shared = {
-            str(file.relative_to(folder))
-            for folder in (base, head)
-            for pattern in ("*.py", "kernels/*.py", "shared/*.py")
-            for file in folder.glob(pattern)
+        """The losses of both revisions of which a file, or a file that they import, differs."""
+        base, head = self._losses().values()
+        folder = self.server.folder
+        return [
+            name
+            for name in head
+            if name in base and sources(folder / "base", name) != sources(folder / "head", name)
+        ]
+
+    def unpaired(self) -> dict[str, list[str]]:
+        """The losses that only the base has, and those that only the head has."""
+        base, head = self._losses().values()
+        return {
+            "base": [name for name in base if name not in head],
+            "head": [name for name in head if name not in base],
         }
-        if differing(base, head, shared - {"__main__.py"}):
-            return both
-        files = {name: str(Path(*name.split(".")).with_suffix(".py")) for name in both}
-        changed = differing(base, head, set(files.values()))
-        return [name for name in both if files[name] in changed]
+
+    def _losses(self) -> dict[str, list[str]]:
+        folder = self.server.folder
+        return {revision: impls.names(folder / revision / "impls") for revision in self.names}
 
     def begin(self, impls: Iterable[str]) -> None:
         """Have the server load torch's compiler, if a loss needs it: seconds, in which this process
@@ -195,11 +198,6 @@ class Comparison:
                     **{"pair": number, "block": position, "value": 1e3 * block},
                 }
         self.calls[cell] = statistics.median(of_base)
-
-
-def differing(base: Path, head: Path, files: set[str]) -> set[str]:
-    same, _, _ = filecmp.cmpfiles(base, head, files, shallow=False)
-    return files - set(same)
 
 
 def pairs(

@@ -1,10 +1,15 @@
 """``impls`` as it was at a git revision, in a folder of its own."""
 
+import ast
+import importlib.util
 import io
 import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 
 from benchmarks import ROOT
@@ -42,6 +47,41 @@ def export(revision: str, folder: Path) -> str:
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     return name
+
+
+def sources(folder: Path, name: str) -> dict[Path, bytes]:
+    """The files in ``folder`` that decide what the loss ``name`` does: paths and contents.
+
+    They are its own file, the files of ``impls`` that it imports, and what they import in turn. To
+    import ``impls.shared.rows`` is to import ``impls`` and ``impls.shared`` too.
+    """
+    found: dict[Path, bytes] = {}
+    modules = [f"impls.{name}"]
+    while modules:
+        for module in accumulate(modules.pop().split("."), "{}.{}".format):
+            path = folder / module.replace(".", "/")
+            for file in (path.with_suffix(".py"), path / "__init__.py"):
+                if file.is_file() and file.relative_to(folder) not in found:
+                    found[file.relative_to(folder)] = file.read_bytes()
+                    package = module if file.stem == "__init__" else module.rpartition(".")[0]
+                    modules += _imports(file.read_bytes(), package)
+    return found
+
+
+def _imports(source: bytes, package: str) -> Iterator[str]:
+    """What a module of ``package`` imports from ``impls``; names in modules are among it."""
+    statements: Iterator[ast.AST] = iter(())
+    with suppress(SyntaxError):  # the process that imports it says so
+        statements = ast.walk(ast.parse(source))
+    for statement in statements:
+        names = []
+        if isinstance(statement, ast.Import):
+            names = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom):
+            relative = "." * statement.level + (statement.module or "")
+            module = importlib.util.resolve_name(relative, package)
+            names = [module, *(f"{module}.{alias.name}" for alias in statement.names)]
+        yield from (name for name in names if name.partition(".")[0] == "impls")
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:

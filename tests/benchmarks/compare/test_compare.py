@@ -114,6 +114,19 @@ def test_what_does_not_differ_is_not_measured(clone) -> None:
     code, out, _ = compare(clone, "HEAD", "HEAD")
     assert code == 0
     assert "no implementation that can be measured here differs" in out
+    assert compare(clone, "HEAD", "HEAD", "--strict")[0] == 4
+
+
+def test_what_only_one_revision_has_and_what_needs_ranks_is_named(clone) -> None:
+    (clone / "impls/logits/eager.py").rename(clone / "impls/logits/renamed.py")
+    change(clone, "import torch\n", "import torch  # changed\n", "impls/sharded/fused.py")
+    change(clone, "logits.eager", "logits.renamed", "impls/logits/compiled.py")
+    _, out, errors = compare(clone, "HEAD", "--workload", "notebook", "--budget", "1")
+    assert "not compared: only HEAD has logits.eager\n" in errors
+    assert "not compared: only . has logits.renamed\n" in errors
+    assert "not compared: sharded.fused runs on ranks\n" in errors
+    timed = set(re.findall(r"^\| (\S+) \| forward_backward", out, re.MULTILINE))
+    assert timed == {"logits.compiled"}
 
 
 def test_a_loss_with_threads_of_its_own_is_measured(clone) -> None:
@@ -228,6 +241,7 @@ def test_strict_makes_the_undecided_fail(clone) -> None:
     code, out, _ = compare(clone, *command)
     assert code == 0  # one pair decides nothing
     assert re.search(r"logits.eager forward: \d of the 8 pairs .* --budget \d\n", out), out
+    assert out.splitlines()[-1] == "1 of 1 times are undecided: 1 inconclusive"
     assert compare(clone, *command, "--strict")[0] == 3
 
 
@@ -257,6 +271,7 @@ def test_the_workflow_to_copy_asks_for_what_there_is() -> None:
     [line] = re.findall(r"python -m benchmarks compare (.*?) \|", workflow)
     arguments = parse(shlex.split(line))
     assert (arguments.base, arguments.head) == ("$base", "HEAD")
+    assert arguments.strict
     assert f"path: {arguments.out.parent}" in workflow
     assert (
         re.search(r"run: make \S+", workflow)[0].removeprefix("run: make ")

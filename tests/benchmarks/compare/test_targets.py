@@ -1,0 +1,55 @@
+"""Which files decide what a loss does."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ROOT
+from benchmarks.compare.targets import sources
+
+FILES = {
+    "__init__.py": "import impls.loss",
+    "loss.py": "import ast",
+    "logits/__init__.py": "",
+    "logits/eager.py": "from impls.shared.rows import losses",
+    "logits/compiled.py": "from impls.logits.eager import RowLosses",
+    "logits/lazy.py": "def cross_entropy():\n    from impls.kernels import kernel",
+    "logits/beside.py": "from . import eager\nfrom ..shared import chunks",
+    "logits/broken.py": "from impls.shared import (",
+    "logits/plain.py": "import torch\nfrom torch import rows",
+    "shared/__init__.py": "",
+    "shared/rows.py": "import impls.shared.reduction",
+    "shared/reduction.py": "from impls.shared.rows import losses",
+    "shared/chunks.py": "",
+    "kernels/kernel.py": "",
+}
+ALWAYS = {"__init__.py", "loss.py", "logits/__init__.py"}
+ROWS = {"shared/__init__.py", "shared/rows.py", "shared/reduction.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "imported"),
+    [
+        ("plain", set()),
+        ("eager", ROWS),
+        ("compiled", {"logits/eager.py"} | ROWS),
+        ("lazy", {"kernels/kernel.py"}),
+        ("beside", {"logits/eager.py", "shared/chunks.py"} | ROWS),
+        ("broken", set()),
+    ],
+)
+def test_they_are_its_own_and_all_that_it_imports(tmp_path: Path, name, imported) -> None:
+    for file, text in FILES.items():
+        path = tmp_path / "impls" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = sources(tmp_path, f"logits.{name}")
+    expected = ALWAYS | {f"logits/{name}.py"} | imported
+    assert {path.relative_to("impls").as_posix() for path in found} == expected
+    assert found[Path(f"impls/logits/{name}.py")] == FILES[f"logits/{name}.py"].encode()
+
+
+def test_our_compiled_loss_is_also_of_eager_and_of_no_chunks() -> None:
+    found = {path.as_posix() for path in sources(ROOT, "logits.compiled")}
+    assert {"impls/logits/eager.py", "impls/shared/reduction.py", "impls/loss.py"} <= found
+    assert "impls/shared/chunks.py" not in found
