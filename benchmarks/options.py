@@ -44,6 +44,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the default of each option, and keeps the lines of descriptions and examples."""
 
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """The help with the default, unless the default is empty: None, False or []."""
+        return super()._get_help_string(action) if action.default else action.help
+
 
 def add(parser: argparse.ArgumentParser, option: str, **changes: Any) -> None:
     """Add ``option`` to the parser, with ``changes`` to its settings in ``OPTIONS``."""

@@ -54,7 +54,7 @@ def measured(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pd.Dat
 def test_side_by_side_measures_every_metric(measured) -> None:
     run, rows = measured
     assert run.returncode == 0, run.stderr
-    assert list(rows) == [*COLUMNS, "text", "samples", "gpu_state"]
+    assert list(rows) == [*COLUMNS, "text", "samples", "gpu_state", "noisy"]
     of = rows.groupby("impl")["metric"].agg(set)
     times = set(PASSES)
     memory = {"peak_memory", "saved_memory", "error", "first_call"}

@@ -28,6 +28,9 @@ NOT_TORCH = {
 }
 
 
+OWN = ("self", "cls", "super()")  # a method's own object
+
+
 def private_names(tree: ast.AST) -> Iterator[str]:
     """Imports from torch with a part that begins with one underscore, and such attributes.
 
@@ -39,7 +42,7 @@ def private_names(tree: ast.AST) -> Iterator[str]:
             dotted = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             dotted = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in OWN:
             dotted = [] if node.attr in NOT_TORCH else [f"torch.{node.attr}"]
         else:
             continue
