@@ -10,8 +10,8 @@ import sys
 from benchmarks import ROOT
 from benchmarks.gpu.run import SKIPPED
 
-# A rehearsal on a CPU runs one loss.
-BENCHMARKS = {"cuda": r"\.CUDA\.", "cpu": r"^logits\.CPU\.time_forward\('logits\.builtin'"}
+BENCHMARKS = {"cuda": r"\.CUDA\.", "cpu": r"^logits\.CPU\."}
+PROFILES = {"cuda": "quick", "cpu": "rehearsal"}
 
 
 def main(argv: list[str]) -> int:
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
     asv += ["--record-samples", "--show-stderr", "--bench", BENCHMARKS[arguments.device]]
     # asv sets the PYTHONPATH of its own processes from this variable alone.
     environment = os.environ | {"ASV_PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
+    environment.setdefault("BENCHMARK_PROFILE", PROFILES[arguments.device])
     return subprocess.run(asv, cwd=ROOT, env=environment).returncode
 
 

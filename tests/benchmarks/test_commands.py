@@ -102,6 +102,7 @@ def test_edge_cases_are_found_by_running(tmp_path) -> None:
     assert "ε/V to every class" in run.stdout
 
 
+@pytest.mark.slow
 def test_rows_are_added_to_a_file_that_exists(measured, tmp_path) -> None:
     out = tmp_path / "rows.csv"
     out.write_text(",".join(COLUMNS) + "\n")  # as before there were samples

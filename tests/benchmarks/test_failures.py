@@ -50,7 +50,9 @@ def measured(call: int) -> list[Row]:
     return rows
 
 
-@pytest.mark.parametrize("call", [1, 3, 40])  # the first, …, in the rounds
+@pytest.mark.parametrize(  # the first call, the third, and one in the rounds
+    "call", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 40]
+)
 def test_the_others_go_on(call: int, capsys) -> None:
     rows = pd.DataFrame(measured(call))
     of = rows.groupby("impl")["metric"].agg(set)

@@ -13,8 +13,8 @@ from tests.gate.test_gate import TESTS
 
 # linear.fused calls the Triton kernel on the CPU only in the interpreter.
 INTERPRETED = (
-    *("linear.fused", "linear.liger", "logits.liger"),
-    *("logits.triton", "logits.triton_in_place"),
+    *("logits.liger", "logits.triton", "logits.triton_in_place"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear.fused", "linear.liger")),
 )
 
 INTERPRET = {**os.environ, "TRITON_INTERPRET": "1"}
