@@ -28,6 +28,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the default of each option, and keeps the lines of descriptions and examples."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """The help with the default, unless the default is empty: None, False or []."""
+        return super()._get_help_string(action) if action.default else action.help
+
+
 def add(parser: argparse.ArgumentParser, option: str, **otherwise: Any) -> None:
     """Have ``parser`` take ``option``, but for what is ``otherwise`` here."""
     parser.add_argument(option, **OPTIONS[option] | otherwise)

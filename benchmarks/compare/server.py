@@ -82,7 +82,7 @@ class Worker:
         from benchmarks.measure.availability import load
 
         with mock.patch("torch.compile", side_effect=uncompiled) as compile_:
-            with suppress(*cannot()):  # exact says so
+            with suppress(*unavailable_errors()):  # bytes_and_errors says so
                 load(impl, dtype, self.device)
             return compile_.called
 
@@ -104,15 +104,15 @@ class Worker:
                 self.new_step(impl, dtype).forward_backward()
 
         if self.device == "cpu":
-            with suppress(*cannot()):  # exact says so
+            with suppress(*unavailable_errors()):  # bytes_and_errors says so
                 forkable = in_thread(first_call)
         return forkable
 
-    def exact(self, impl: str, dtype: str) -> dict[str, Any]:
+    def bytes_and_errors(self, impl: str, dtype: str) -> dict[str, Any]:
         """What has no noise: bytes, and how far the gradients are off, and may be."""
         try:
             step = self.step(impl, dtype)
-        except cannot() as reason:
+        except unavailable_errors() as reason:
             return {"unmeasurable": str(reason)}
         expected = step.expected()
         return {
@@ -206,11 +206,9 @@ def uncompiled(model: Any = None, **_: Any) -> Any:
     return (lambda model: model) if model is None else model
 
 
-def cannot() -> tuple[type[Exception], ...]:
-    """What is raised where a loss does not run."""
-    from benchmarks.measure.availability import (
-        Unmeasurable,  # this imports impls, which is there since a fork
-    )
+def unavailable_errors() -> tuple[type[Exception], ...]:
+    """What is raised if a loss cannot run here. A function: it imports impls after a fork."""
+    from benchmarks.measure.availability import Unmeasurable
     from impls import UnknownImplementation
 
     return Unmeasurable, UnknownImplementation
