@@ -56,9 +56,7 @@ class Ranks:
         self.processes: list[requests.Process] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.numbers = itertools.count()
-        self.live: weakref.WeakSet[Call] = (
-            weakref.WeakSet()
-        )  # calls whose graphs may still be needed
+        self.live: weakref.WeakSet[Call] = weakref.WeakSet()  # calls that may need their graphs
 
     def __enter__(self) -> "Ranks":
         return self
