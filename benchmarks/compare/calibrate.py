@@ -1,10 +1,11 @@
-"""``python -m benchmarks calibrate``: how often is ``compare`` wrong here, and what can it see?"""
+"""``python -m benchmarks calibrate``: how often is ``compare`` wrong on this machine?"""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import options
 from benchmarks.compare.cli import USER_ERRORS, add_cell, progress, workloads_of
 from benchmarks.compare.client import Server
 from benchmarks.compare.pairing import Cell, Comparison, Row, append
@@ -13,6 +14,16 @@ from benchmarks.measure.availability import check_device, check_timeable
 
 SAME = {"base": WORK_TREE, "head": WORK_TREE}
 CELLS = ["logits.builtin", "logits.eager", "logits.fused", "linear.builtin"]
+
+DESCRIPTION = """\
+How often is `compare` wrong on this machine, and which slowdowns does it see? The same code runs
+against itself many times. The table is kept in reports/analysis/calibration.csv, and `compare`
+quotes it."""
+EXAMPLES = """\
+examples:
+  python -m benchmarks calibrate
+  python -m benchmarks calibrate --impl logits.eager --comparisons 20
+  python -m reports calibration reports/out/calibration.csv --pairs 8"""
 
 
 def main(argv: list[str]) -> int:
@@ -47,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 
 def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Rows of the working tree's ``impls`` against themselves, each comparison begun afresh."""
+    """Rows of the working tree's ``impls`` against itself. Each comparison has a new server."""
     from reports.analysis.verdicts import planted
 
     cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
@@ -67,14 +78,13 @@ def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks calibrate",
-        description=f"{__doc__} The same code against itself, over and over, and what a slowdown "
-        "would have added to the same measurements. The table is kept in "
-        "reports/analysis/calibration.csv, from where `compare` quotes it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=options.HelpFormatter,
     )
     add_cell(parser, ", ".join(CELLS))
-    parser.add_argument("--comparisons", type=int, default=200, help="in all cells together")
-    parser.add_argument("--pairs", type=int, default=8, help="of processes, in a comparison")
+    parser.add_argument("--comparisons", type=int, default=200, help="of all losses together")
+    parser.add_argument("--pairs", type=int, default=8, help="of a comparison")
     parser.add_argument(
         "--out",
         type=Path,

@@ -22,14 +22,30 @@ from impls.loss import FUNCTIONS
 USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, ProcessFailed)
 REVISIONS = ("base", "head")
 UNDECIDED = ("inconclusive", "unproven")
-# Small: what disturbs a machine lasts a while, and the shorter a call, the more often the revisions
-# take turns in that time. Of 32 tokens GPT-2's logits still outgrow the cores' own caches; its head
-# takes 150 ms for them.
+# Small: a disturbance of the machine lasts a while, and the shorter a call is, the more often the
+# revisions take turns in that time. GPT-2's logits of 32 tokens still outgrow a core's own caches.
+# GPT-2's head takes 150 ms for 32 tokens.
 WORKLOADS = {
     "cpu": {"logits": "gpt2_text@32", "linear": "tinystories_1m"},
     # Beyond the L2 cache of any GPU: 200 MB of logits in bfloat16. A call takes a millisecond.
     "cuda": {"logits": "gpt2@2048", "linear": "gpt2@2048"},
 }
+
+DESCRIPTION = """\
+Did a change make a loss slower, heavier or wrong? Base and head run in turn, with an A/A control
+and an injected slowdown.
+
+exit codes:
+  0  nothing regressed
+  1  a loss regressed or became wrong
+  2  a loss that was named, or a revision, cannot be measured
+  3  with --strict: a time is inconclusive or unproven
+  4  with --strict: nothing was measured, as no loss that can be measured here differs"""
+EXAMPLES = """\
+examples:
+  python -m benchmarks compare main                     the working tree against main
+  python -m benchmarks compare HEAD~1 HEAD --strict     for a CI job
+  python -m benchmarks compare . . --impl logits.eager  the same code: how noisy is this machine?"""
 
 
 def main(argv: list[str], server: Server) -> int:
@@ -63,7 +79,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     rows: list[Row] = []
     interrupted = False
     try:
-        measured = progress(measure(revisions, names, arguments, constant))
+        measured = progress(compared_rows(revisions, names, arguments, constant))
         for row in append(arguments.out, measured, constant, COLUMNS):
             rows.append(row)
     except KeyboardInterrupt:
@@ -72,7 +88,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     if table.empty:
         if interrupted:
             raise KeyboardInterrupt
-        print("no implementation that can be measured here differs; --impl measures one anyway")
+        print("no implementation that can be measured here differs; --impl NAME measures it anyway")
         return 4 if arguments.strict else 0
     print(f"{commits['base']} → {commits['head']}, margin {100 * arguments.margin:g} %\n")
     print(markdown(table))
@@ -108,17 +124,17 @@ def changed(revisions: Comparison) -> list[str]:
     return [name for name in found if not needs_ranks(name)]
 
 
-def measure(
+def compared_rows(
     revisions: Comparison, names: list[str], arguments: argparse.Namespace, constant: Row
 ) -> Iterator[Row]:
-    """Bytes and errors of each, then times of those whose gradients are right in both."""
+    """Bytes and errors of each loss, then times of the losses that are right in both revisions."""
     from reports.analysis.verdicts import planted
 
     cells = []
     for name in names:
         try:
             revisions.prepare(name)
-            rows = revisions.exact(name)
+            rows = revisions.exact_rows(name)
         except Unmeasurable as reason:
             if arguments.impl:
                 raise
@@ -139,18 +155,24 @@ def measure(
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks compare",
-        description=f"{__doc__} Exit 0: nothing regressed; 1: something did, or became wrong; "
-        "2: it could not be measured. With --strict also 3: something is inconclusive or unproven; "
-        "4: nothing was measured, as no loss differs or none that differs can be measured here.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=options.HelpFormatter,
     )
     parser.add_argument("base", metavar="BASE", help="a git revision")
     parser.add_argument(
-        "head", metavar="HEAD", nargs="?", default=WORK_TREE, help="another; . is the working tree"
+        "head",
+        metavar="HEAD",
+        nargs="?",
+        default=WORK_TREE,
+        help="another revision; . is the working tree",
     )
     add_cell(parser, "all that differ")
     parser.add_argument(
-        "--budget", type=float, default=60.0, help="seconds a cell, after which it is inconclusive"
+        "--budget",
+        type=float,
+        default=60.0,
+        help="seconds for each time, which is inconclusive after that",
     )
     parser.add_argument(
         "--strict",
@@ -173,28 +195,32 @@ def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
     options.add(
         parser,
         "--impl",
-        help=f"a name that `python -m impls` lists (repeatable; {impls_if_none}, if none)",
+        help=f"a name that `python -m impls` lists (repeatable; without it, {impls_if_none})",
     )
-    options.add(parser, "--pass", help="what to time (repeatable; forward_backward, if none)")
+    options.add(parser, "--pass", help="what to time (repeatable; without it, forward_backward)")
     usual = "; ".join(
-        f"on {device} " + ", of ".join(" ".join(of_level) for of_level in of_levels.items())
+        f"on {device}, " + " and ".join(f"{name} for {level}" for level, name in of_levels.items())
         for device, of_levels in WORKLOADS.items()
     )
-    options.add(parser, "--workload", help=f"by default {usual}")
+    options.add(parser, "--workload", help=f"the input; without it, {usual}")
     options.add(parser, "--dtype")
     options.add(parser, "--device")
-    parser.add_argument("--margin", type=margin, default=0.02, help="what counts as equivalent")
+    parser.add_argument(
+        "--margin", type=margin, default=0.02, help="the largest difference that is equivalent"
+    )
 
 
 def margin(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a margin is between 0 and 1, as 0.02 for 2 %")
+        raise argparse.ArgumentTypeError(
+            f"{text}: a margin is between 0 and 1, such as 0.02 for 2 %"
+        )
     return value
 
 
 def decided(rows: list[Row], constant: Row) -> set[Cell]:
-    """The cells on which there is a verdict that holds among so many, and whose controls hold."""
+    """The cells that have a verdict: their controls hold, and so does the correction for many."""
     import pandas as pd
 
     from reports.analysis.verdicts import verdicts
@@ -205,13 +231,13 @@ def decided(rows: list[Row], constant: Row) -> set[Cell]:
 
 
 def workloads_of(names: list[str], chosen: str | None, device: str) -> dict[str, Workload]:
-    """The workload of each level that ``names`` are of. The names alone say which: the files may be
-    broken, and are for other processes to import."""
+    """The workload of each level of ``names``. It depends on the names alone: this process imports
+    no loss, as its file may be broken."""
     levels = sorted({name.partition(".")[0] for name in names})
     for level in levels:
         if level not in FUNCTIONS:
             raise impls.UnknownImplementation(
-                f"{level!r} is no level: to compare are names that `python -m impls` lists"
+                f"{level!r} is no level; `python -m impls` lists the names to compare"
             )
     if of_ranks := [name for name in names if needs_ranks(name)]:
         raise Unmeasurable(f"{of_ranks[0]} runs on ranks: compare measures in one process")
@@ -223,7 +249,7 @@ def short(commit: str) -> str:
 
 
 def progress(rows: Iterable[Row]) -> Iterator[Row]:
-    """``rows`` again, with a bar that says how far it is."""
+    """Yield ``rows``, and show a progress bar."""
     with tqdm(desc="measuring", unit=" blocks", leave=False, disable=None) as bar:
         for row in rows:
             at = f"{row['impl']} {row['metric']}, pair {row.get('pair', 0) + 1}"

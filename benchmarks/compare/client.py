@@ -1,6 +1,6 @@
 """The side that asks the processes of ``benchmarks.compare.server``.
 
-It imports nothing that takes long: the first of them begins before this one has imported torch.
+It imports nothing that takes long: the first process starts before this process imports torch.
 """
 
 import tempfile
@@ -17,12 +17,12 @@ PROCESS_ENVIRONMENT = {
     **PINNED_ALLOCATOR,
     **LARGE_PAGES,
     **BOUND_THREADS,
-    # Neither a pool of processes that compile nor CUDA's runtime would survive a fork.
+    # Neither a pool of processes that compile nor CUDA's runtime survives a fork.
     "TORCHINDUCTOR_COMPILE_THREADS": "1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 # Compiling a loss on a busy machine takes a minute or two. Whoever needs longer will not answer.
-LIMIT = 600.0  # seconds of an answer
+LIMIT = 600.0  # seconds for an answer
 
 
 class ProcessFailed(RuntimeError):
@@ -33,7 +33,7 @@ class Process(requests.Process):
     """A process that measures a revision, or that can be forked to do so."""
 
     def fork(self, name: str = "", source: Path | None = None) -> "Process":
-        """A process as this one is; with a ``source``, it has the ``impls`` in that folder.
+        """A copy of this process. With a ``source``, it imports ``impls`` from that folder.
 
         A fork has torch, the tensors and the compiled losses of this process. A process that is
         started anew imports and compiles for seconds (docs/experiments, 0019), and its heap lies
@@ -53,7 +53,7 @@ class Process(requests.Process):
         return self.answer()
 
     def ask_later(self, do: str, **request: Any) -> None:
-        """Have it begin; ``answer`` waits for the answer."""
+        """Send the request only; ``answer`` waits for the answer."""
         self.send(do, do, request)
 
     def answer(self) -> Any:
@@ -76,8 +76,8 @@ class Process(requests.Process):
 class Server(Process):
     """The first process, from which all others are forked, and its folder.
 
-    Unless it measures ``on_cuda`` it sees no GPU: to compile for the CPU would begin CUDA too, and
-    a process that has begun CUDA cannot be forked.
+    Unless it measures ``on_cuda``, it sees no GPU: compiling for the CPU would start CUDA too, and
+    a process that has started CUDA cannot be forked.
     """
 
     def __init__(self, on_cuda: bool) -> None:
@@ -102,7 +102,7 @@ class Server(Process):
 
 
 def ask_all(processes: Iterable[Process], do: str, **request: Any) -> list[Any]:
-    """The answers of all, which work at the same time. Raises ``ProcessFailed``."""
+    """The answers of all processes, which work at the same time. Raises ``ProcessFailed``."""
     asked = list(processes)
     for process in asked:
         process.ask_later(do, **request)

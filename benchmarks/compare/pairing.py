@@ -1,14 +1,16 @@
 """Two revisions of ``impls``, measured in turn by live processes: raw pairs, for verdicts.
 
-A pair is a fresh set of processes, as each has a bias of its own: one of the base, one of the head,
-and two controls of the base, one of them with a planted slowdown. Each is forked from a process of
-its role, which has imported the revision and called the loss. These are four, not one a revision:
-else the head, the only one of its kind, is half a percent slower (docs/experiments, 0019). They are
-forked from one that has imported torch and holds the tensors, so that all read these at the same
-place. Processes are idle while another measures. They take turns call by call, in orders in which
-each comes after each of the others as often, and none after itself, which alone makes a call faster
-by a percent. Of short calls, a turn is a block of several, which counts as its fastest, since what
-disturbs a call only adds to it.
+Each process has a bias of its own, so a pair is a fresh set of four processes: the base, the head,
+and two controls of the base. One control has an injected slowdown. Each process is forked from a
+process of its role, which has imported the revision and called the loss. There is a process for
+each role and not for each revision: otherwise the head, the only one of its kind, is half a percent
+slower (docs/experiments, 0019). The processes of the roles are forked from a process that has
+imported torch and holds the tensors, so that all read the tensors at the same place.
+
+The processes of a pair take turns, call by call, and are idle while another measures. In the order
+of turns, each comes after each of the others equally often, and never after itself: a call right
+after a call of the same process is a percent faster. If a call is short, a turn is a block of
+several calls. The block counts as its fastest call, since disturbances only add time.
 """
 
 import csv
@@ -29,10 +31,10 @@ from benchmarks.measure import memory
 from benchmarks.measure.availability import Unmeasurable, tensors
 from benchmarks.workloads import Workload
 
-ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # of which revision
-TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # of a round each (Williams)
-BLOCK = 0.004  # seconds, if a call takes less
-SECONDS = 1.0  # about, of a pair for each cell
+ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # and its revision
+TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # a Williams design
+BLOCK = 0.004  # seconds at least of a block
+SECONDS = 1.0  # about, of a cell in a pair
 MOST_ROUNDS = 60
 EXACT = ("peak_memory", "saved_memory")
 
@@ -48,19 +50,19 @@ class Cell:
 
 
 class Comparison:
-    """``base`` and ``head``, exported to the server's folder, and a process for each role."""
+    """Base and head, exported to the server's folder, and a process for each role."""
 
     def __init__(self, server: Server, names: dict[str, str], dtype: str, device: str):
         self.server, self.names, self.dtype, self.device = server, names, dtype, device
         self.commits = {
             role: export(revision, server.folder / role) for role, revision in names.items()
         }
-        self.workloads: dict[str, Workload] = {}  # a level's
+        self.workloads: dict[str, Workload] = {}  # by level
         self.compiling = False
         self.prepares = True
         self.roles: dict[str, Process] = {}
         self.prepared: list[str] = []  # what the processes of the roles have compiled
-        self.calls: dict[Cell, float] = {}  # seconds of one, as last seen
+        self.calls: dict[Cell, float] = {}  # seconds of a call, from the last pair
 
     def changed(self) -> list[str]:
         """The losses of both revisions of which a file, or a file that they import, differs."""
@@ -85,15 +87,15 @@ class Comparison:
         return {revision: impls.names(folder / revision / "impls") for revision in self.names}
 
     def begin(self, impls: Iterable[str]) -> None:
-        """Have the server load torch's compiler, if a loss needs it: seconds, in which this process
-        can prepare what to ``give``."""
+        """Have the server load torch's compiler if a loss needs it, which takes seconds. Meanwhile
+        this process can prepare what to ``give``."""
         with ExitStack() as stack:
             both = [stack.enter_context(self._fork(revision)) for revision in self.names]
             self.compiling = any(
                 any(ask_all(both, "compiles", impl=impl, dtype=self.dtype)) for impl in impls
             )
-        # To compile for CUDA would begin it, and what has begun CUDA cannot be forked. Nor, where
-        # torch is built for CUDA, can what has compiled for the CPU: the forks have no backward.
+        # Compiling for CUDA starts CUDA, and a process that has started CUDA cannot be forked. If
+        # torch is built for CUDA, compiling for the CPU is no better: the forks have no backward.
         forkable = self.device == "cpu" and torch.version.cuda is None
         self.prepares = forkable or not self.compiling
         self.compiling = self.compiling and forkable
@@ -101,7 +103,7 @@ class Comparison:
             self.server.ask_later("compile_once")
 
     def give(self, workloads: Mapping[str, Workload]) -> None:
-        """Each level's tensors, before anything is measured. Raises ``Unmeasurable``."""
+        """Give the server the tensors of each level. Raises ``Unmeasurable``."""
         self.workloads = dict(workloads)
         for level, chosen in workloads.items():
             given = tensors(chosen, level, self.dtype, self.device)
@@ -122,10 +124,10 @@ class Comparison:
         return {"impl": impl, "dtype": self.dtype} | names
 
     def prepare(self, impl: str) -> None:
-        """Have the process of each role import and compile it, if it can: its forks need not.
+        """Have the process of each role import and compile the loss, so that its forks need not.
 
-        A loss that leaves threads behind is left to the forks: they would lack these threads. The
-        processes of the roles, which have such threads now, are replaced.
+        A fork lacks the threads that a loss leaves behind, and would wait for them for ever. So
+        after such a loss the processes of the roles are replaced, and their forks prepare it.
         """
         if not self.prepares:
             return
@@ -138,13 +140,13 @@ class Comparison:
         for other in self.prepared:
             ask_all(self.roles.values(), "prepare", impl=other, dtype=self.dtype)
 
-    def exact(self, impl: str) -> list[Row]:
-        """Rows of bytes and errors, of base and head. Raises ``Unmeasurable``."""
+    def exact_rows(self, impl: str) -> list[Row]:
+        """Rows of bytes and errors of base and head. Raises ``Unmeasurable``."""
         rows: list[Row] = []
         # One after the other: the oracle needs much memory.
         for role in self.names:
             with self.roles[role].fork() as process:
-                found = process.ask("exact", impl=impl, dtype=self.dtype)
+                found = process.ask("bytes_and_errors", impl=impl, dtype=self.dtype)
                 of_cell = process.ask("environment") | self._cell(impl) | {"role": role}
             if "unmeasurable" in found:
                 raise Unmeasurable(f"{self.names[role]}: {found['unmeasurable']}")
@@ -158,8 +160,8 @@ class Comparison:
         return rows
 
     def pair(self, number: int, cells: Iterable[Cell], slowdown: float) -> Iterator[Row]:
-        """The rows of a fresh set of processes; ``slowdown`` is the planted one."""
-        first = number % len(ROLES)  # to be the first is no merit
+        """The rows of a fresh set of processes; ``slowdown`` is the injected one."""
+        first = number % len(ROLES)  # no role is always the first
         with ExitStack() as stack:
             processes = {
                 role: stack.enter_context(self.roles[role].fork())
@@ -174,7 +176,7 @@ class Comparison:
     def _rounds(
         self, cell: Cell, number: int, processes: Mapping[str, Process], slowdown: float
     ) -> Iterator[Row]:
-        """The rows of a cell: a block of each role, again and again."""
+        """The rows of a cell: rounds of a block for each role."""
         ask: Row = {"impl": cell.impl, "dtype": self.dtype, "pass_": cell.pass_}
         ask_all(processes.values(), "warm_up", **ask)
         one: Row = {"calls": 1, "slowdown": 0.0, "seed": 0}
@@ -207,7 +209,7 @@ def pairs(
     budget: float,
     decided: Callable[[list[Row]], set[Cell]],
 ) -> Iterator[Row]:
-    """Rows of times until ``decided`` has every cell, or ``budget`` seconds a cell are over."""
+    """Rows of times until every cell is ``decided``, or ``budget`` seconds for each are over."""
     rows: list[Row] = []
     left, number = cells, 0
     end = time.monotonic() + budget * len(cells)
@@ -221,9 +223,9 @@ def pairs(
 
 
 def append(path: Path, rows: Iterable[Row], constant: Row, columns: list[str]) -> Iterator[Row]:
-    """``rows`` again, each written to the CSV at ``path`` before the next is asked for."""
+    """Yield ``rows``, and write each to the CSV at ``path`` before the next is measured."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer = csv.DictWriter(file, [*columns, "text"])
         writer.writeheader()
         for row in rows:
             full = constant | row

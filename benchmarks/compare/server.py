@@ -1,9 +1,9 @@
-"""Processes that hold a revision of ``impls`` each, and measure when they are asked.
+"""Processes that each hold a revision of ``impls``, and measure when they are asked.
 
-``main`` answers requests of ``benchmarks.compare.client``. A process can be asked to fork: the new
-process answers on a channel of its own, which comes with the request. So a tree grows: from the
-process that has torch and the tensors, to a process for each role, which has its revision and the
-compiled losses, to those that measure.
+``main`` answers requests of ``benchmarks.compare.client``. A process can be asked to fork. The new
+process answers on its own channel, which comes with the request. So a tree of three levels grows: a
+process that has torch and the tensors; a process for each role, which has its revision and the
+compiled losses; and the processes that measure.
 """
 
 import os
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# Once here, and not in each process: what benchmarks need, and what the first backward imports.
+# Imported before any fork: what the benchmarks need, and what the first backward imports.
 import psutil
 import torch
 import torch.fx.experimental.symbolic_shapes
@@ -31,9 +31,9 @@ from benchmarks import requests
 from benchmarks.environment.description import comparable
 from benchmarks.measure import memory, timers
 
-PADDING = 64, 2**20  # bytes, and how many of these at the most
+PADDING = 64, 2**20  # a unit in bytes, and how many units at most
 LAST_THREAD = 2.0  # seconds in which the threads of a call end, on a busy machine too
-HEAP = 8, 1 / 8  # times the tensors' bytes, but no more than this share of what is free
+HEAP = 8, 1 / 8  # times the tensors' bytes, but at most this share of the free memory
 
 
 class Worker:
@@ -47,10 +47,10 @@ class Worker:
         self.padding: Tensor | None = None
 
     def give(self, device: str) -> None:
-        """Take the tensors that the folder holds, a file a level.
+        """Load the tensors from the folder, which has a file for each level.
 
-        Before any fork, so that all read them at the same place, and never on a device: CUDA does
-        not survive a fork.
+        This precedes any fork, so that all forks read them at the same place. They are loaded to
+        the CPU: CUDA does not survive a fork.
         """
         self.device = device
         self.given = {
@@ -68,7 +68,7 @@ class Worker:
 
         loss = load(impl, dtype, self.device)
         given = {name: tensor.to(self.device) for name, tensor in self.given[loss.level].items()}
-        self.given[loss.level] = given  # on the device, they are for the next step too
+        self.given[loss.level] = given  # on the device, for the next step too
         return Step(loss, given)
 
     def environment(self) -> dict[str, Any]:
@@ -77,17 +77,17 @@ class Worker:
     def compiles(self, impl: str, dtype: str) -> bool:
         """Whether the loss calls ``torch.compile`` when it is imported.
 
-        It does not compile, here: the real one imports its compiler, which takes seconds.
+        Here ``torch.compile`` does nothing: it would import its compiler, which takes seconds.
         """
         from benchmarks.measure.availability import load
 
         with mock.patch("torch.compile", side_effect=uncompiled) as compile_:
-            with suppress(*cannot()):  # exact says so
+            with suppress(*unavailable_errors()):  # bytes_and_errors says so
                 load(impl, dtype, self.device)
             return compile_.called
 
     def compile_once(self) -> None:
-        """Have torch.compile load what it needs: most of the time that it takes at first."""
+        """Have torch.compile load what it needs, which is most of the time of its first call."""
         with suppress(Exception):  # where CPU code cannot be compiled, CUDA's may be
             in_thread(compile_something)
 
@@ -104,15 +104,15 @@ class Worker:
                 self.new_step(impl, dtype).forward_backward()
 
         if self.device == "cpu":
-            with suppress(*cannot()):  # exact says so
+            with suppress(*unavailable_errors()):  # bytes_and_errors says so
                 forkable = in_thread(first_call)
         return forkable
 
-    def exact(self, impl: str, dtype: str) -> dict[str, Any]:
-        """What has no noise: bytes, and how far the gradients are off, and may be."""
+    def bytes_and_errors(self, impl: str, dtype: str) -> dict[str, Any]:
+        """What has no noise: bytes, and the errors of the gradients with their budgets."""
         try:
             step = self.step(impl, dtype)
-        except cannot() as reason:
+        except unavailable_errors() as reason:
             return {"unmeasurable": str(reason)}
         expected = step.expected()
         return {
@@ -123,9 +123,9 @@ class Worker:
         }
 
     def warm_up(self, impl: str, dtype: str, pass_: str) -> None:
-        """A call that does not count, and may compile: many processes do so at the same time.
+        """A call that is not timed, and may compile. Many processes make it at the same time.
 
-        That is why it runs on any core. Calls that count run on one, the same for all processes.
+        So it may run on any core. All calls that are timed run on one core, the same for all.
         """
         with self.unbound():
             self.fill(impl.partition(".")[0])
@@ -136,7 +136,7 @@ class Worker:
 
     @contextmanager
     def unbound(self) -> Iterator[None]:
-        """This thread on any core, for a while, and not on that to which OpenMP binds it."""
+        """Let this thread run on any core for a while. OpenMP binds it to one core."""
         if not self.cores:
             yield
             return
@@ -148,14 +148,14 @@ class Worker:
             os.sched_setaffinity(0, bound)
 
     def fill(self, level: str) -> None:
-        """Write to as much memory as a loss may come to need, and free it, for it to be used again.
+        """Write to as much memory as a loss may need, and free it, so that the loss uses it again.
 
-        The first to touch a page waits for the system and, on a virtual machine, for its host: with
-        large ones a call can take half as long again.
+        Whoever first touches a page waits for the system and, on a virtual machine, for the host.
+        With large pages, a call can take half as long again.
         """
         times, share = HEAP
         needed = times * sum(tensor.nbytes for tensor in self.given[level].values())
-        padding, most = PADDING  # what a loss allocates is moved by that
+        padding, most = PADDING  # moves what a loss allocates
         free = share * memory.free_bytes(self.device)
         size = min(needed + padding * most, int(free))
         torch.empty(size, dtype=torch.uint8, device=self.device).fill_(0)
@@ -163,11 +163,11 @@ class Worker:
     def block(
         self, impl: str, dtype: str, pass_: str, calls: int, slowdown: float, seed: int
     ) -> list[float]:
-        """Seconds of each of ``calls``, each of which is drawn out by ``slowdown`` of its time.
+        """Seconds of each of ``calls``. Each call is extended by ``slowdown`` times its own time.
 
-        Where what a loss allocates lies in memory can be a tenth of its time. It is ``seed``'s to
-        say: two processes of the same code that are asked the same, in the same order, have it
-        alike, and over many blocks it is everywhere.
+        The addresses of what a loss allocates can change its time by a tenth. ``seed`` determines
+        them: two processes of the same code that get the same requests in the same order have the
+        same addresses. Over many blocks the addresses vary.
         """
         step = self.step(impl, dtype)
         self.random.seed(seed)
@@ -194,7 +194,7 @@ class Worker:
         return timers.seconds(run, self.device)
 
     def run_of(self, step: Any, pass_: str) -> Callable[[], Any]:
-        """What is timed. Before a "backward" its forward is made, and not timed."""
+        """The function to time. For "backward", the forward is called here, and not timed."""
         if pass_ != "backward":
             return getattr(step, pass_)
         made: Any = step.forward()
@@ -202,15 +202,13 @@ class Worker:
 
 
 def uncompiled(model: Any = None, **_: Any) -> Any:
-    """What ``torch.compile`` is given; without it, a decorator, as that one then is."""
+    """Return ``model`` itself; without it, a decorator that does, as ``torch.compile`` has it."""
     return (lambda model: model) if model is None else model
 
 
-def cannot() -> tuple[type[Exception], ...]:
-    """What is raised where a loss does not run."""
-    from benchmarks.measure.availability import (
-        Unmeasurable,  # this imports impls, which is there since a fork
-    )
+def unavailable_errors() -> tuple[type[Exception], ...]:
+    """What is raised if a loss cannot run here. A function: it imports impls after a fork."""
+    from benchmarks.measure.availability import Unmeasurable
     from impls import UnknownImplementation
 
     return Unmeasurable, UnknownImplementation
@@ -234,7 +232,7 @@ def in_thread(run: Callable[[], None]) -> bool:
 
 
 def compile_something() -> None:
-    class Square(torch.autograd.Function):  # for one of these, as losses are, it loads most
+    class Square(torch.autograd.Function):  # as in losses: torch.compile loads more for it
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
             ctx.save_for_backward(x)
@@ -250,7 +248,7 @@ def compile_something() -> None:
 
 
 def serve(channel: Connection, worker: Worker) -> None:
-    """Answer requests until the channel is closed; a fork answers those on its own channel."""
+    """Answer requests until the channel is closed. A fork answers on its own channel."""
 
     def act(do: str, request: dict[str, Any]) -> Any:
         if do == "fork":
@@ -269,7 +267,7 @@ def fork(channel: Connection, worker: Worker, source: str | None) -> None:
         return
     try:
         channel.close()
-        if source:  # an impls, of which none was imported before
+        if source:  # the folder of impls, which was not imported before
             sys.path.insert(0, source)
         serve(Connection(fd), worker)
     finally:
@@ -277,7 +275,7 @@ def fork(channel: Connection, worker: Worker, source: str | None) -> None:
 
 
 def reap() -> None:
-    """Let go of the forks that have ended."""
+    """Reap the forks that have ended."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -285,9 +283,9 @@ def reap() -> None:
 
 def main(folder: str, fd: str) -> None:
     tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that stays
-    # Those that the process which asks may use: this one is bound to one of them.
+    # The cores of the process that asks. OpenMP binds this process to one of them.
     linux = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(os.getppid()) if linux else set()
     serve(Connection(int(fd)), Worker(Path(folder), cores))
-    # Who asked kills this process when it is done: it is only here if that one was killed itself.
+    # The process that asks kills this process in the end. Here, it was killed itself before.
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Ranks on this machine, a process each, and a sharded loss across them as one linear loss."""
+"""Ranks on this machine, a process each, and a sharded loss across them as a linear loss."""
 
 import inspect
 import itertools
@@ -18,12 +18,12 @@ import impls
 from benchmarks import requests
 from benchmarks.ranks.worker import SLICED, START, Call, backward, forward, same
 
-GRACE = 10.0  # seconds that the others have once one has failed
+GRACE = 10.0  # seconds that the other ranks have once a rank has failed
 RANK_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes beneath each
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes for each rank
 }
-# The slices of the first k ranks, relative to one another: uneven, and one of them empty.
+# The relative sizes of the slices of the first k ranks: uneven, and for 4 ranks one is empty.
 UNEVEN = {1: (1,), 2: (1, 2), 3: (3, 1, 2), 4: (2, 0, 3, 1)}
 
 
@@ -33,15 +33,15 @@ def needs_ranks(name: str) -> bool:
 
 
 class RankFailed(RuntimeError):
-    """A rank died, did not answer, or raised what the others did not; the message says which."""
+    """A rank died, did not answer, or raised what others did not; the message says which rank."""
 
 
 class Ranks:
-    """``world_size`` processes, each a rank of one group, started when something is first asked.
+    """``world_size`` processes, each a rank of one group. The first request starts them.
 
-    An answer takes ``timeout`` seconds at the most, or ``RankFailed`` is raised. The collectives of
-    the ranks give up after half of that, so that none waits for one that lags or died. After a
-    ``RankFailed`` no process is left; what is asked next starts new ones.
+    If an answer takes more than ``timeout`` seconds, ``RankFailed`` is raised. The collectives of
+    the ranks give up after half of that time, so that no rank waits for a rank that lags or died.
+    After a ``RankFailed`` no process is left, and the next request starts new processes.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Ranks:
         world_size: int = 4,
         timeout: float = 180.0,
         device: str = "cpu",
-        compiles: bool = True,  # or runs without what a loss compiles of its own
+        compiles: bool = True,  # if False, what a loss compiles itself runs uncompiled
     ):
         self.world_size, self.timeout, self.device = world_size, timeout, device
         self.compiles = compiles
         self.processes: list[requests.Process] = []
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.numbers = itertools.count()
-        self.live: weakref.WeakSet[Call] = weakref.WeakSet()  # whose graphs are still of use
+        self.live: weakref.WeakSet[Call] = weakref.WeakSet()  # calls that may need their graphs
 
     def __enter__(self) -> "Ranks":
         return self
@@ -67,7 +67,8 @@ class Ranks:
     def run(self, k: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What ``function(Rank, k, *arguments)`` returns on each of the first ``k`` ranks.
 
-        What it raises, if that is of one type on all of them, is raised here; else ``RankFailed``.
+        If all ranks raise an exception of the same type, it is raised here. If only some raise, or
+        the types differ, ``RankFailed`` is raised.
         """
         try:
             if not self.processes:
@@ -108,8 +109,8 @@ class Ranks:
             self.folder = None
 
     def answers(self, k: int, seconds: float) -> list[Any]:
-        """What the first ``k`` ranks send within ``seconds``. Raises ``RankFailed`` if one sends
-        nothing; once a rank has failed, the others have ``GRACE`` seconds."""
+        """What the first ``k`` ranks send within ``seconds``. Once a rank has failed, the others
+        have ``GRACE`` seconds. Raises ``RankFailed`` if a rank does not answer."""
         asked = {process.channel: process for process in self.processes[:k]}
         answers: dict[requests.Process, Any] = {}
         until = time.monotonic() + seconds
@@ -129,10 +130,11 @@ class Ranks:
         return in_order
 
     def loss(self, name: str, k: int) -> impls.Loss:
-        """The sharded loss ``name`` across the first ``k`` ranks, as a linear one of this process.
+        """The sharded loss ``name`` across the first ``k`` ranks, as a linear loss of this process.
 
-        Each call sends the ranks their slices and takes theirs of the gradients. ``AssertionError``
-        says where ranks differ in what they must agree on, or one overwrites an argument.
+        Each call sends its tensors to the ranks and collects the gradients. It raises
+        ``AssertionError`` if the ranks disagree on a result that all must have, or if a rank
+        overwrites an argument.
         """
         loss = impls.load(name)
         parameters = inspect.signature(loss.fn).parameters.values()
@@ -180,9 +182,9 @@ def what_happened(answers: list[Any]) -> str:
 
 
 def slices(tensors: dict[str, Tensor], k: int, even: bool) -> list[int] | None:
-    """How many classes each of ``k`` ranks has: of few, torch.chunk makes slices for fewer ranks.
+    """How many classes each of ``k`` ranks has. Of few classes, torch.chunk makes fewer slices.
 
-    None, if what is to be sliced is not of one length: then each rank gets the whole, to refuse.
+    None if the tensors to slice differ in length. Then each rank gets whole tensors, to refuse.
     """
     lengths = {len(tensors[name]) for name in SLICED if name in tensors}
     if len(lengths) > 1:
@@ -199,7 +201,7 @@ def autocast_dtype(device: str) -> torch.dtype | None:
 
 
 class Across(torch.autograd.Function):
-    """A call on the ranks. What they must agree on is compared to the bit."""
+    """A call on the ranks. Results that all ranks must have are compared exactly."""
 
     @staticmethod
     def forward(ctx, ranks, k, call, *needed):
@@ -223,7 +225,7 @@ class Across(torch.autograd.Function):
 
 
 def agreed(what: str, of_ranks: list[Tensor]) -> Tensor:
-    """What all ranks have alike. Raises ``AssertionError`` if they do not."""
+    """The tensor that all ranks have. Raises ``AssertionError`` if they differ."""
     first, *others = of_ranks
     for number, other in enumerate(others, 1):
         if not same(first, other.to(first.device)):

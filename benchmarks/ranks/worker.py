@@ -1,8 +1,8 @@
 """One rank of ``benchmarks.ranks.pool``: a process that runs the functions it is sent.
 
-A function is called with its ``Rank`` and with what it was sent for, and what it returns or raises
-is sent back. ``forward`` and ``backward`` are two such, of a sharded loss: between them the rank
-keeps the graph.
+A function is called with its ``Rank`` and the arguments that were sent. Its result, or what it
+raises, is sent back. ``forward`` and ``backward`` are two such functions, for a sharded loss.
+Between the two calls the rank keeps the graph.
 """
 
 import functools
@@ -27,7 +27,7 @@ SLICED = ("linear_weight", "linear_bias", "weight")
 
 @dataclass(eq=False)
 class Call:
-    """A call of a sharded loss, as all its ranks are sent it: what they share and slice."""
+    """A call of a sharded loss, as all its ranks get it. Each rank takes its slices itself."""
 
     number: int
     impl: str
@@ -36,7 +36,7 @@ class Call:
     options: dict[str, Any]
     needed: list[str]  # the tensors whose gradients are wanted
     autocast: torch.dtype | None
-    compiled: bool  # in a torch.compile of the caller's
+    compiled: bool  # whether the caller is inside torch.compile
     stance: str  # torch.compiler.set_stance's, for what the loss itself compiles
 
     def slice(self, name: str, rank: int) -> Tensor:
@@ -57,13 +57,13 @@ class Kept:
 
 @dataclass
 class Rank:
-    """What a function runs on: ``groups[k]`` is that of the first k ranks."""
+    """The rank that a function runs on. ``groups[k]`` is the group of the first k ranks."""
 
     number: int
     device: torch.device
     groups: dict[int, Any] = field(default_factory=dict)
     kept: dict[int, Kept] = field(default_factory=dict)
-    # Tensors that must stay as they are, with a copy of each.
+    # Tensors that nothing may change, with a copy of each.
     watched: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def watch(self, tensors: dict[str, Tensor]) -> None:
@@ -76,7 +76,7 @@ class Rank:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether they are alike in every element; nan is like nan."""
+    """Whether all elements are equal; nan equals nan."""
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
@@ -86,9 +86,9 @@ def load(impl: str) -> impls.Loss:
 
 
 def forward(rank: Rank, k: int, call: Call, alive: Collection[int]) -> Tensor:
-    """The value of ``call``; of the calls before it, the graphs of those ``alive`` are kept."""
+    """The value of ``call``. Of earlier calls, the graphs of those that are ``alive`` are kept."""
     rank.kept = {number: kept for number, kept in rank.kept.items() if number in alive}
-    rank.check_watched()  # by this call's predecessors, since they answered
+    rank.check_watched()  # earlier calls may have changed them after they answered
     loss = load(call.impl)
     tensors = {name: call.slice(name, rank.number).to(rank.device) for name in call.tensors}
     leaves = {name: tensors[name].detach().requires_grad_() for name in call.needed}
@@ -111,14 +111,14 @@ def forward(rank: Rank, k: int, call: Call, alive: Collection[int]) -> Tensor:
 def backward(
     rank: Rank, k: int, number: int, upstream: Tensor, create_graph: bool
 ) -> dict[str, Tensor]:
-    """The gradients of that call, of the slices those of this rank."""
+    """The gradients of call ``number``. Of sliced tensors, each rank has those of its slice."""
     kept = rank.kept[number]
     with torch.compiler.set_stance(kept.call.stance):
         grads = torch.autograd.grad(
             kept.value,
             tuple(kept.leaves.values()),
             upstream.to(rank.device),
-            retain_graph=not kept.call.compiled,  # which torch.compile cannot have
+            retain_graph=not kept.call.compiled,  # torch.compile cannot retain it
             create_graph=create_graph,
         )
     if any(grad.requires_grad for grad in grads):
@@ -138,7 +138,7 @@ def main(number: str, world_size: str, folder: str, timeout: str, device: str, f
     rank = Rank(int(number), own)
     store = dist.FileStore(f"{folder}/store", int(world_size))
     store.set(f"{number} is there", "")
-    # Until all have imported torch; the timeout is of what they do from then on.
+    # Wait until all have imported torch. ``timeout`` is for what they do after that.
     store.wait([f"{other} is there" for other in range(int(world_size))], START)
     within = timedelta(seconds=float(timeout))
     dist.init_process_group(
@@ -153,5 +153,5 @@ def main(number: str, world_size: str, folder: str, timeout: str, device: str, f
     channel = Connection(int(fd))
     channel.send_bytes(pickle.dumps("ready"))
     requests.serve(channel, lambda function, *arguments: function(rank, *arguments))
-    # Who asked kills this process when it is done: it is only here if that one was killed itself.
+    # The process that asks kills this process in the end. Here, it was killed itself before.
     shutil.rmtree(folder, ignore_errors=True)

@@ -46,7 +46,7 @@ class Step:
         self.seconds.append(time.perf_counter() - start)
 
 
-def test_a_planted_slowdown_is_a_share_of_the_calls_own_time() -> None:
+def test_an_injected_slowdown_is_a_share_of_the_calls_own_time() -> None:
     asked = given()
     step = asked.steps["logits.slow", "float32"] = Step()
     calls = asked.block("logits.slow", "float32", "forward", calls=5, slowdown=1.0, seed=0)
