@@ -235,7 +235,7 @@ def append(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
 
     A file that has rows keeps its columns, which an older version may have begun.
     """
-    from reports.readers.results import COLUMNS
+    from reports.readers.schema import COLUMNS
 
     with path.open("a+", newline="", encoding="utf-8") as file:
         file.seek(0)

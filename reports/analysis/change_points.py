@@ -9,7 +9,7 @@ import pandas as pd
 from asv.step_detect import detect_steps
 from scipy import stats
 
-from reports.readers.results import commit_dates
+from reports.analysis.selection import by_date
 
 # What a number's comparability rests on; series that differ in one of these are never mixed.
 ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]
@@ -93,12 +93,6 @@ def changes(group: pd.DataFrame, margin: float) -> list[Change]:
         least = max(np.log1p(margin), NOISE * floor)
         found += _changes(impl, group.iloc[0], logs[impl], steps, together[others], least, margin)
     return found
-
-
-def by_date(rows: pd.DataFrame) -> pd.DataFrame:
-    """The oldest commit first; as they stand, if a date is not known."""
-    dates = commit_dates(rows)
-    return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
 
 
 def _steps(logs: pd.Series, margin: float) -> list[tuple[int, int]]:

@@ -1,20 +1,24 @@
 """The fastest right loss that fits: from what was measured, or from a model of its memory."""
 
-import csv
 import difflib
-import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from reports.analysis.change_points import ENVIRONMENT, by_date
-from reports.render.tables import TOTAL, level_of, measured, newest, number, run
-
-SHAPES = Path(__file__).parents[2] / "benchmarks" / "workloads" / "workloads.csv"
-Shape = tuple[int, int, int]  # tokens N, hidden D, vocabulary V
+from reports.analysis.change_points import ENVIRONMENT
+from reports.analysis.selection import (
+    TOTAL,
+    Shape,
+    by_date,
+    level_of,
+    measured,
+    newest,
+    run,
+    shape,
+    shapes,
+)
 
 
 class NoPick(LookupError):
@@ -33,15 +37,6 @@ class Pick:
     peak: float  # bytes that forward and backward allocate beside their arguments
     error: float  # of the gradients, relative
     model: "Model | None" = None  # that predicted the peak; None: it was measured
-
-    def __str__(self) -> str:
-        timed = f"{number(self.milliseconds)} ms forward and backward"
-        peak = f"peak {mebibytes(self.peak)}"
-        if self.model is not None:
-            timed += f" at {self.timed}, the nearest size timed"
-            peak += f", predicted by {self.model}"
-        numbers = f"{timed}; {peak}; gradients within {self.error:.1e}"
-        return f"# {self.dtype}, {self.run}\n# {self.impl}: {numbers}"
 
 
 @dataclass(frozen=True)
@@ -76,24 +71,6 @@ class Model:
         return cls(float(logits), float(weight), off, len(peaks))
 
 
-@functools.cache
-def _shapes() -> dict[str, Shape]:
-    with SHAPES.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        row["name"]: (int(row["tokens"]), int(row["hidden"]), int(row["vocab"])) for row in rows
-    }
-
-
-def shape(workload: str) -> Shape | None:
-    """(N, D, V) of ``NAME`` or ``NAME@TOKENS``; None if there is no such workload."""
-    name, at, count = workload.partition(":")[0].partition("@")
-    if name not in _shapes() or (at and not count.isdecimal()):
-        return None
-    tokens, hidden, vocab = _shapes()[name]
-    return int(count or tokens), hidden, vocab
-
-
 def pick(
     rows: pd.DataFrame,
     workload: str,
@@ -108,7 +85,7 @@ def pick(
     and the times that rank are those of the nearest size that was. Raises ``NoPick``.
     """
     if shape(workload) is None and workload not in set(rows["workload"]):
-        near = difflib.get_close_matches(workload, _shapes(), n=3, cutoff=0.4) or list(_shapes())
+        near = difflib.get_close_matches(workload, shapes(), n=3, cutoff=0.4) or list(shapes())
         raise NoPick(f"no workload {workload!r}; did you mean {', '.join(near)}?")
     wanted = (rows["impl"].map(level_of) == "linear") & ~rows["impl"].str.endswith(".limit")
     if device is not None:
@@ -164,20 +141,20 @@ def _measured(group: pd.DataFrame, workload: str) -> list[Pick]:
 def _predicted(group: pd.DataFrame, workload: str) -> list[Pick]:
     wanted = shape(workload)
     tables = {name: measured(cell) for name, cell in group.groupby("workload", sort=False)}
-    shapes = {name: known for name in tables if (known := shape(str(name))) is not None}
-    if wanted is None or not shapes:
+    known = {name: size for name in tables if (size := shape(str(name))) is not None}
+    if wanted is None or not known:
         return []
-    timed = [name for name in shapes if tables[name][TOTAL].notna().any()]
+    timed = [name for name in known if tables[name][TOTAL].notna().any()]
     if not timed:
         return []
-    work = {name: float(np.prod(shapes[name], dtype=float)) for name in timed}
+    work = {name: float(np.prod(known[name], dtype=float)) for name in timed}
     nearest = min(timed, key=lambda name: abs(np.log(work[name] / np.prod(wanted, dtype=float))))
     found = []
     for impl, one in tables[nearest].dropna(subset=TOTAL).iterrows():
         peaks = {
-            shapes[name]: float(table.at[impl, "peak_memory"])
+            known[name]: float(table.at[impl, "peak_memory"])
             for name, table in tables.items()
-            if name in shapes and impl in table.index and table.at[impl, "peak_memory"] > 0
+            if name in known and impl in table.index and table.at[impl, "peak_memory"] > 0
         }
         model = Model.fit(peaks)
         if model is not None:

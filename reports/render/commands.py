@@ -5,6 +5,9 @@ import shlex
 
 import pandas as pd
 
+from reports.analysis.pick import Pick, mebibytes
+from reports.render.tables import number
+
 
 def load_name(impl: str) -> str:
     """The name that ``impls.load`` takes: a row's may have a level in front of a path or a loss."""
@@ -23,6 +26,17 @@ def import_line(impl: str) -> str:
         return f"from impls.{impl} import {function}"
     in_front = ".as_linear()" if impl.startswith("linear.logits.") else ""
     return f'from impls import load; {function} = load("{name}"){in_front}.fn'
+
+
+def answer(of: Pick) -> str:
+    """A pick as lines of Python: where and what, as comments, and the import."""
+    timed = f"{number(of.milliseconds)} ms forward and backward"
+    peak = f"peak {mebibytes(of.peak)}"
+    if of.model is not None:
+        timed += f" at {of.timed}, the nearest size timed"
+        peak += f", predicted by {of.model}"
+    numbers = f"{timed}; {peak}; gradients within {of.error:.1e}"
+    return f"# {of.dtype}, {of.run}\n# {of.impl}: {numbers}\n{import_line(of.impl)}"
 
 
 def reproduce(of: pd.Series) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from reports.analysis import selection as select
 from reports.analysis import verdicts
 from reports.analysis.change_points import ENVIRONMENT, QUANTITY, Change, changes, groups, series
-from reports.analysis.pick import shape
-from reports.readers.results import commit_dates
+from reports.analysis.selection import METRICS, TOTAL, level_of, measured, shape
+from reports.readers.schema import commit_dates
 from reports.render import plots, tables
 from reports.render.commands import reproduce
 from reports.render.tables import number
@@ -74,8 +75,8 @@ def render(
 
 def charted(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The cells of which the page has sections, in its order: the largest workload first."""
-    known = rows["impl"].map(tables.level_of).ne("") & rows["metric"].isin(tables.METRICS)
-    cells = tables.cells(tables.newest(rows[known])) if known.any() else []
+    known = rows["impl"].map(level_of).ne("") & rows["metric"].isin(METRICS)
+    cells = select.cells(select.newest(rows[known])) if known.any() else []
     return sorted(cells, key=_order)
 
 
@@ -96,7 +97,7 @@ def picture(rows: pd.DataFrame) -> str:
     """The first cell's chart of time and memory, as an SVG file of its own; empty if none is."""
     names = iter(["picture"])
     for cell in charted(rows):
-        for chart in _charts(tables.measured(cell), tables.title(cell), names):
+        for chart in _charts(measured(cell), select.title(cell), names):
             return plots.standalone(str(chart))
     return ""
 
@@ -117,14 +118,14 @@ def _sections(
     cards: dict[tuple[str, ...], Context] = {}
     judged = set()
     for n, cell in enumerate(cells[:SECTIONS]):
-        table, of, title = tables.measured(cell), cell.iloc[0], tables.title(cell)
+        table, of, title = measured(cell), cell.iloc[0], select.title(cell)
         section = {
             "id": f"cell-{n + 1}",
             "title": title,
-            "run": tables.run(cell),
+            "run": select.run(cell),
             "is_sharded": of["level"] == "sharded",
             "rows": [_row(str(impl), one, table, cell) for impl, one in table.iterrows()],
-            "untimed": list(table.index[table[["forward", tables.TOTAL]].isna().all(axis=1)]),
+            "untimed": list(table.index[table[["forward", TOTAL]].isna().all(axis=1)]),
             "charts": list(_charts(table, title, names)) if n < CHARTED else [],
         }
         sections.append(section)
@@ -148,9 +149,9 @@ def _sections(
 
 def _charts(table: pd.DataFrame, title: str, names: Iterator[str]) -> Iterator[Markup]:
     is_limit = table.index.str.endswith(".limit")
-    if table.loc[~is_limit, [tables.TOTAL, "peak_memory"]].notna().all(axis=1).any():
+    if table.loc[~is_limit, [TOTAL, "peak_memory"]].notna().all(axis=1).any():
         yield Markup(plots.time_and_memory(table, next(names), title))
-    if is_limit.any() and table.loc[~is_limit, tables.TOTAL].notna().any():
+    if is_limit.any() and table.loc[~is_limit, TOTAL].notna().any():
         yield Markup(plots.multiples(table, next(names), title))
 
 
@@ -168,8 +169,8 @@ def _row(impl: str, one: pd.Series, table: pd.DataFrame, cell: pd.DataFrame) -> 
 
 def _multiples(impl: str, one: pd.Series, table: pd.DataFrame) -> list[pd.Series]:
     """Its numbers over the builtin's, and over the limit's."""
-    level = tables.level_of(impl)
-    bases = table.reindex([f"{level}.builtin", f"{level}.limit"])[[*tables.METRICS, tables.TOTAL]]
+    level = level_of(impl)
+    bases = table.reindex([f"{level}.builtin", f"{level}.limit"])[[*METRICS, TOTAL]]
     return [one[bases.columns] / base for _, base in bases.iterrows()]
 
 
@@ -179,11 +180,11 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     Of those whose medians are in the 95 % interval of the fastest, it is the one with the least
     memory.
     """
-    right = table[~table.index.str.endswith(".limit")].dropna(subset=tables.TOTAL)
+    right = table[~table.index.str.endswith(".limit")].dropna(subset=TOTAL)
     if right.empty:
         return {}
     fastest = right.iloc[0]
-    within = right[tables.TOTAL] <= fastest["high"]
+    within = right[TOTAL] <= fastest["high"]
     equal = right[within | (right.index == fastest.name)]
     lightest_first = equal.sort_values("peak_memory", kind="stable")
     taken = lightest_first.iloc[0] if pd.notna(lightest_first["peak_memory"].iloc[0]) else fastest
@@ -193,7 +194,7 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     def beside(metric: str) -> str:
         builtin, limit = of_builtin[metric], of_limit[metric]
         parts = [f"{_ratio(builtin)} × builtin"] if pd.notna(builtin) else []
-        if metric == tables.TOTAL and pd.notna(limit):
+        if metric == TOTAL and pd.notna(limit):
             parts.append(f"{_ratio(limit)} × the limit")
         return f" ({', '.join(parts)})" if parts else ""
 
@@ -205,20 +206,20 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
             why += f" ({len(equal) - 1} more are as fast within noise, and hold no less)"
     else:
         why = (
-            f"as fast within noise as {fastest.name} ({number(fastest[tables.TOTAL])} ms), "
+            f"as fast within noise as {fastest.name} ({number(fastest[TOTAL])} ms), "
             f"which holds {_mib(fastest['peak_memory'])} MiB"
         )
-    numbers = f"at {number(taken[tables.TOTAL])} ms forward and backward"
-    numbers += beside(tables.TOTAL)
+    numbers = f"at {number(taken[TOTAL])} ms forward and backward"
+    numbers += beside(TOTAL)
     if pd.notna(taken["peak_memory"]):
         numbers += f", with a peak of {_mib(taken['peak_memory'])} MiB{beside('peak_memory')}"
     if pd.notna(taken["error"]):
         error = _error(taken["error"]).replace("-", "\N{NON-BREAKING HYPHEN}")
         numbers += f" and gradients within {error} of float64’s"
-    lightest = right.sort_values(["peak_memory", tables.TOTAL]).iloc[0]
+    lightest = right.sort_values(["peak_memory", TOTAL]).iloc[0]
     light = ""
     if lightest["peak_memory"] < taken["peak_memory"]:
-        least, time = _mib(lightest["peak_memory"]), number(lightest[tables.TOTAL])
+        least, time = _mib(lightest["peak_memory"]), number(lightest[TOTAL])
         light = f"{lightest.name}, {least} MiB in {time} ms"
     return {
         "impl": impl,
@@ -392,13 +393,24 @@ def _overwriting(edge_cases: pd.DataFrame | None) -> set[str]:
     return set(found.str.partition(" (")[0])  # a file may follow
 
 
+def merged(matrices: list[pd.DataFrame]) -> pd.DataFrame | None:
+    """The edge cases of several files. Where they differ, a loss has a row for each file."""
+    if not matrices:
+        return None
+    rows = pd.concat(matrices).fillna("")
+    rows = rows.drop_duplicates([name for name in rows if name != "file"])
+    differing = rows["impl"].duplicated(keep=False)
+    named = rows["impl"] + " (" + rows["file"] + ")"
+    return rows.assign(impl=rows["impl"].mask(differing, named)).drop(columns="file")
+
+
 def _matrix(edge_cases: pd.DataFrame) -> Context:
     """The edge_cases, and in which cells one parts from the builtin of its level."""
     cases = [name for name in edge_cases if name != "impl"]
     builtins = edge_cases.set_index("impl")
     rows = []
     for one in edge_cases.to_dict("records"):
-        builtin = f"{tables.level_of(one['impl'])}.builtin"
+        builtin = f"{level_of(one['impl'])}.builtin"
         usual = builtins.loc[builtin] if builtin in builtins.index else None
         cells = [
             (one[case], usual is not None and one[case] not in (usual[case], "not an option"))

@@ -4,7 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.render.tables import level_of, number
+from reports.analysis.selection import level_of
+from reports.render.tables import number
 
 LEGEND = (
     "Peak and saved memory are beside the arguments, which `in all` counts. `moved` is what every "

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from scipy import optimize
 
 from reports.analysis.change_points import Change
-from reports.render.tables import TOTAL
+from reports.analysis.selection import TOTAL
 
 # The page's colours, in light and in dark; blue is Okabe and Ito's, and never alone in telling.
 COLORS = {

@@ -21,7 +21,7 @@ from benchmarks.measure.step import PASSES, Step
 from benchmarks.side_by_side.rounds import ROUNDS
 from benchmarks.suite import PROFILES, asv_step, is_importable, packages, right
 from benchmarks.workloads import workload
-from reports.readers.results import COLUMNS
+from reports.readers.schema import COLUMNS
 from tests.wrong import logits
 from tests.wrong.test_wrong import in_place
 

@@ -7,7 +7,8 @@ import pytest
 from benchmarks import ROOT
 from reports.__main__ import main
 from reports.analysis.change_points import regressions
-from reports.readers.results import COLUMNS, read
+from reports.readers.files import read
+from reports.readers.schema import COLUMNS
 
 LIGER = ROOT / "tests" / "data" / "liger-history.csv"
 

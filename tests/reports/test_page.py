@@ -17,7 +17,7 @@ from benchmarks import ROOT
 from reports.__main__ import main
 from reports.analysis import verdicts
 from reports.analysis.change_points import changes, groups
-from reports.readers.results import read
+from reports.readers.files import read
 from reports.render import page, plots
 from tests.reports.test_pick import loss
 from tests.reports.test_reports import sharded, tidy, write_csv

@@ -10,7 +10,8 @@ from benchmarks.side_by_side.cli import parse
 from benchmarks.suite import PROFILES
 from benchmarks.workloads import WORKLOADS
 from reports.__main__ import main
-from reports.analysis.pick import Model, shape
+from reports.analysis.pick import Model
+from reports.analysis.selection import shape
 from reports.render.commands import import_line, reproduce
 from tests.reports.test_reports import tidy, write_csv
 

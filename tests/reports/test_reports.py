@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.__main__ import main
+from reports.__main__ import COMMANDS, main
 from reports.analysis.intervals import median_interval
-from reports.readers.results import COLUMNS, read
+from reports.analysis.selection import measured, newest
+from reports.readers.files import read
+from reports.readers.schema import COLUMNS
 from reports.render import tables
 from reports.render.commands import reproduce
 
@@ -192,6 +194,16 @@ def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
     assert wide.loc["logits.eager", ["forward", "peak_memory"]].tolist() == [12.5, 2**21]
 
 
+def test_help_names_each_command_and_the_help_of_each_has_examples(capsys) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n  {command} " in listed
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert "examples:\n  python -m reports" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
 def test_the_fastest_comes_first(metric: str) -> None:
     times = {"logits.builtin": 2.0, "logits.chunked_vocab": 3.0, "logits.eager": 1.0}
@@ -215,7 +227,7 @@ def test_table_shows_the_newest_commit_of_each_machine() -> None:
             tidy(source="asv", commit="only", machine="other"),
         ]
     )
-    assert tables.newest(rows)["commit"].tolist() == ["new", "only"]
+    assert newest(rows)["commit"].tolist() == ["new", "only"]
 
 
 def test_different_runs_are_not_mixed() -> None:
@@ -261,9 +273,9 @@ def test_a_total_is_of_an_upstream_gradient_of_one_where_all_have_it() -> None:
     of = {"impl": "logits.eager", "metric": "forward_backward", "value": 3.0}
     unit = of | {"metric": "forward_backward_unit", "value": 2.0}
     both = pd.DataFrame([tidy(**of), tidy(**unit)])
-    assert tables.measured(both)["total"].tolist() == [2.0]
+    assert measured(both)["total"].tolist() == [2.0]
     other = pd.DataFrame([tidy(**of), tidy(**unit), tidy(**of | {"impl": "logits.builtin"})])
-    assert tables.measured(other)["total"].tolist() == [3.0, 3.0]
+    assert measured(other)["total"].tolist() == [3.0, 3.0]
 
 
 def test_an_overlap_that_says_nothing_is_not_shown() -> None:

@@ -23,7 +23,7 @@ from benchmarks.measure.step import Step
 from benchmarks.ranks import torchrun
 from benchmarks.side_by_side.rounds import ROUNDS
 from benchmarks.workloads import WORKLOADS
-from reports.readers.results import COLUMNS
+from reports.readers.schema import COLUMNS
 
 NOTEBOOK = WORKLOADS["notebook"]
 

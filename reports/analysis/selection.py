@@ -1,0 +1,125 @@
+"""The rows that belong in a table: levels, runs, cells, and a cell's numbers side by side."""
+
+import csv
+import functools
+from pathlib import Path
+
+import pandas as pd
+
+from reports.readers.schema import commit_dates
+
+RUN = ["source", "machine", "device", "hardware", "commit", "torch", "threads", "allocator"]
+METRICS = [
+    *("forward", "backward", "forward_backward", "peak_memory", "saved_memory", "error"),
+    *("sent", "collectives", "communication", "overlap"),  # of sharded losses
+    *("forward_backward_unit", "launch", "reserved_memory", "first_call"),
+]
+# A table is sorted by the first of these that was measured.
+SORTED_BY = ("forward_backward", "forward", "backward", "forward_backward_unit")
+TOTAL = "total"  # the time of forward and backward together that a training step takes
+
+WORKLOADS = Path(__file__).parents[2] / "benchmarks" / "workloads" / "workloads.csv"
+Shape = tuple[int, int, int]  # tokens N, hidden D, vocabulary V
+
+
+def level_of(impl: str) -> str:
+    """The level, which is the part of the name before its first dot; empty if there is no dot."""
+    return impl.partition(".")[0] if "." in impl else ""
+
+
+@functools.cache
+def shapes() -> dict[str, Shape]:
+    """The shape of each workload of ``benchmarks``."""
+    with WORKLOADS.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        row["name"]: (int(row["tokens"]), int(row["hidden"]), int(row["vocab"])) for row in rows
+    }
+
+
+def shape(workload: str) -> Shape | None:
+    """(N, D, V) of ``NAME`` or ``NAME@TOKENS``; None if there is no such workload."""
+    name, at, count = workload.partition(":")[0].partition("@")
+    if name not in shapes() or (at and not count.isdecimal()):
+        return None
+    tokens, hidden, vocab = shapes()[name]
+    return int(count or tokens), hidden, vocab
+
+
+def newest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the last run of each implementation.
+
+    In each place these are of the most recent commit, and of an older commit if an implementation
+    was not measured since.
+    """
+    where = ("source", "machine", "device", "hardware", "threads", "allocator")
+    place = [rows[name] for name in where]
+    cell = [*place, rows["impl"].map(level_of), rows["workload"], rows["dtype"]]
+    date = commit_dates(rows)
+    latest = date.groupby([*cell, rows["impl"]], dropna=False).transform("max")
+    last = (date == latest) | date.isna()
+    run = [*cell, rows["commit"], rows["torch"]]
+    return rows[last.groupby(run, dropna=False).transform("any")]
+
+
+def by_date(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the oldest commit first; in the given order if some date is unknown."""
+    dates = commit_dates(rows)
+    return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
+
+
+def cells(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each level, workload, dtype and run. A table compares the rows of a cell."""
+    keys = ["level", "workload", "dtype", *RUN]
+    levels = rows.assign(level=rows["impl"].map(level_of))
+    return [cell for _, cell in levels.groupby(keys, sort=False, dropna=False)]
+
+
+def title(cell: pd.DataFrame) -> str:
+    of = cell.iloc[0]
+    return " · ".join(filter(None, [of["level"], of["workload"], of["dtype"], of["device"]]))
+
+
+def run(cell: pd.DataFrame) -> str:
+    """Where a cell was measured, and which commit, in words."""
+    of = cell.iloc[0]
+    facts = [
+        of["source"],
+        f"commit {str(of['commit'])[:8] or 'unknown'}",
+        of["machine"],
+        of["hardware"],
+        f"torch {of['torch'] or 'unknown'}",
+        f"{of['threads']:.0f} threads" if pd.notna(of["threads"]) else "threads unknown",
+        f"{of['allocator'] or 'unknown'} allocator",
+    ]
+    return ", ".join(filter(None, facts))
+
+
+def measured(cell: pd.DataFrame) -> pd.DataFrame:
+    """The last numbers of a cell: a row for each implementation, the fastest first.
+
+    The columns are:
+
+    - ``METRICS``, in milliseconds and bytes.
+    - ``TOTAL``: the time of forward and backward with an upstream gradient of 1, as in a training
+      step. If some loss was not timed so, it is the time with another upstream gradient.
+    - ``low`` and ``high``: the interval of the time that sorts the table.
+    - ``overlap_low`` and ``overlap_high``: the interval of ``overlap``.
+    """
+    last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
+    values = last["value"].unstack("metric").reindex(columns=METRICS)
+    both = values["forward_backward"].notna()
+    is_unit = values.loc[both, "forward_backward_unit"].notna().all() and both.any()
+    total = "forward_backward_unit" if is_unit else "forward_backward"
+    values[TOTAL] = values[total]
+    times = [name for name in (total, *SORTED_BY) if values[name].any()]
+    for end in ("low", "high"):
+        ends = last[f"ci_{end}"].unstack("metric")
+        if times:
+            values[end] = ends[times[0]]
+        if "overlap" in ends:
+            values[f"overlap_{end}"] = ends["overlap"]
+    if times:
+        values = values.sort_values(times[0], kind="stable")
+    ends = ["low", "high", "overlap_low", "overlap_high"]
+    return values.reindex(columns=[*METRICS, TOTAL, *ends])
