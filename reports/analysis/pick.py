@@ -87,7 +87,7 @@ def pick(
     if shape(workload) is None and workload not in set(rows["workload"]):
         near = difflib.get_close_matches(workload, shapes(), n=3, cutoff=0.4) or list(shapes())
         raise NoPick(f"no workload {workload!r}; did you mean {', '.join(near)}?")
-    wanted = (rows["impl"].map(level_of) == "linear") & ~rows["impl"].str.endswith(".limit")
+    wanted = (rows["impl"].map(level_of) == "linear") & ~rows["impl"].str.endswith(".reference")
     if device is not None:
         wanted &= (rows["device"] == "cpu") == (device == "cpu")
     if dtype is not None:

@@ -13,7 +13,7 @@ import pandas as pd
 from reports.readers.asv import read_asv
 from reports.readers.liger import from_liger
 from reports.readers.pytest_benchmark import from_pytest_benchmark
-from reports.readers.schema import COLUMNS, TEXTS, NotResults
+from reports.readers.schema import COLUMNS, TEXTS, NotResults, renamed
 from reports.readers.tidy import from_tidy
 
 # asv writes the first two, and `python -m reports` the others. None has new numbers.
@@ -48,7 +48,7 @@ def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
         frames.append(rows)
     if not frames:
         return pd.DataFrame(columns=["source", "samples", *COLUMNS]), notes
-    rows = pd.concat(frames, ignore_index=True).drop_duplicates()
+    rows = renamed(pd.concat(frames, ignore_index=True)).drop_duplicates()
     return rows.assign(
         **{name: rows[name].astype(object).fillna("").astype(str) for name in TEXTS}
     ), notes
@@ -82,7 +82,7 @@ def read_csv(file: Path, columns: Sequence[str], **options: Any) -> pd.DataFrame
     missing = [name for name in columns if name not in table]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
-    return table
+    return renamed(table) if "impl" in table else table
 
 
 def read_optional_csv(

@@ -37,6 +37,11 @@ def frame(source: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*COLUMNS, "samples"]).assign(source=source)
 
 
+def renamed(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with today's names of implementations: older files call a reference a limit."""
+    return table.assign(impl=table["impl"].replace(r"\.limit$", ".reference", regex=True))
+
+
 def commit_dates(rows: pd.DataFrame) -> pd.Series:
     """The date of each row's commit; NaT if the date is unknown."""
     return pd.to_datetime(rows["commit_date"], utc=True, errors="coerce", format="ISO8601")

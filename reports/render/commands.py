@@ -65,10 +65,10 @@ def reproduce(of: pd.Series) -> str:
     words += ["-m", "benchmarks", "--workload", name, *(["--text", text] if text else [])]
     words += ["--dtype", of["dtype"], *([] if device == "cpu" else ["--device", "cuda"])]
     words += ["--allocator", "default"] if of["allocator"] == "default" else []
-    is_limit = of["impl"].endswith(".limit")
-    # A limit is measured beside any loss; that of a level is measured where a loss of it is.
-    losses = [f"{level}.builtin"] if level == "linear" or (is_limit and not ranks) else []
-    losses += [] if is_limit else [load_name(of["impl"])]
+    is_reference = of["impl"].endswith(".reference")
+    # A reference is measured with each loss of its level, so the command names a loss.
+    losses = [f"{level}.builtin"] if level == "linear" or (is_reference and not ranks) else []
+    losses += [] if is_reference else [load_name(of["impl"])]
     for loss in dict.fromkeys(losses):
         words += ["--impl", loss]
     return shlex.join(words)

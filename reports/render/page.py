@@ -148,29 +148,29 @@ def _sections(
 
 
 def _charts(table: pd.DataFrame, title: str, names: Iterator[str]) -> Iterator[Markup]:
-    is_limit = table.index.str.endswith(".limit")
-    if table.loc[~is_limit, [TOTAL, "peak_memory"]].notna().all(axis=1).any():
+    is_reference = table.index.str.endswith(".reference")
+    if table.loc[~is_reference, [TOTAL, "peak_memory"]].notna().all(axis=1).any():
         yield Markup(plots.time_and_memory(table, next(names), title))
-    if is_limit.any() and table.loc[~is_limit, TOTAL].notna().any():
+    if is_reference.any() and table.loc[~is_reference, TOTAL].notna().any():
         yield Markup(plots.multiples(table, next(names), title))
 
 
 def _row(impl: str, one: pd.Series, table: pd.DataFrame, cell: pd.DataFrame) -> Context:
-    of_builtin, of_limit = _multiples(impl, one, table)
+    of_builtin, of_reference = _multiples(impl, one, table)
     of = cell[cell["impl"] == impl].iloc[-1]
     return {
         "impl": impl,
         "value": one,
         "of_builtin": of_builtin,
-        "of_limit": of_limit,
+        "of_reference": of_reference,
         "command": reproduce(of),
     }
 
 
 def _multiples(impl: str, one: pd.Series, table: pd.DataFrame) -> list[pd.Series]:
-    """Its numbers over the builtin's, and over the limit's."""
+    """Its numbers over the builtin's, and over the reference's."""
     level = level_of(impl)
-    bases = table.reindex([f"{level}.builtin", f"{level}.limit"])[[*METRICS, TOTAL]]
+    bases = table.reindex([f"{level}.builtin", f"{level}.reference"])[[*METRICS, TOTAL]]
     return [one[bases.columns] / base for _, base in bases.iterrows()]
 
 
@@ -180,7 +180,7 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     Of those whose medians are in the 95 % interval of the fastest, it is the one with the least
     memory.
     """
-    right = table[~table.index.str.endswith(".limit")].dropna(subset=TOTAL)
+    right = table[~table.index.str.endswith(".reference")].dropna(subset=TOTAL)
     if right.empty:
         return {}
     fastest = right.iloc[0]
@@ -189,13 +189,13 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     lightest_first = equal.sort_values("peak_memory", kind="stable")
     taken = lightest_first.iloc[0] if pd.notna(lightest_first["peak_memory"].iloc[0]) else fastest
     impl = str(taken.name)
-    of_builtin, of_limit = _multiples(impl, taken, table)
+    of_builtin, of_reference = _multiples(impl, taken, table)
 
     def beside(metric: str) -> str:
-        builtin, limit = of_builtin[metric], of_limit[metric]
+        builtin, reference = of_builtin[metric], of_reference[metric]
         parts = [f"{_ratio(builtin)} × builtin"] if pd.notna(builtin) else []
-        if metric == TOTAL and pd.notna(limit):
-            parts.append(f"{_ratio(limit)} × the limit")
+        if metric == TOTAL and pd.notna(reference):
+            parts.append(f"{_ratio(reference)} × the reference")
         return f" ({', '.join(parts)})" if parts else ""
 
     if len(right) == 1:
@@ -295,7 +295,7 @@ def _recent(rows: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
     rows = rows[rows["value"].between(0, np.inf, inclusive="neither")]
     group = [rows[name] for name in [*ENVIRONMENT, *QUANTITY]]
     several = rows["commit"].groupby(group, dropna=False).transform("nunique") > 1
-    rows = rows[several & ~rows["impl"].str.endswith(".limit")]
+    rows = rows[several & ~rows["impl"].str.endswith(".reference")]
     if rows.empty:
         return rows
     one = [rows[name] for name in [*ENVIRONMENT, *QUANTITY, "impl"]]

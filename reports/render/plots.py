@@ -63,17 +63,19 @@ def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
     undercuts.
     """
     known = table.dropna(subset=[TOTAL, "peak_memory"])
-    limit = known[known.index.str.endswith(".limit")]
-    points = known.drop(limit.index)
+    reference = known[known.index.str.endswith(".reference")]
+    points = known.drop(reference.index)
     time, memory = points[TOTAL], points["peak_memory"] / 2**20
     front = pareto(points)
     figure, axes = _axes(max(300, LINE * len(points) + 110))
-    _scale(axes, "x", [*time, *limit[TOTAL]])
-    _scale(axes, "y", [*memory, *limit["peak_memory"] / 2**20])
-    for x, y in zip(limit[TOTAL], limit["peak_memory"] / 2**20, strict=True):
+    _scale(axes, "x", [*time, *reference[TOTAL]])
+    _scale(axes, "y", [*memory, *reference["peak_memory"] / 2**20])
+    for x, y in zip(reference[TOTAL], reference["peak_memory"] / 2**20, strict=True):
         axes.axvline(x, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.text(x, 1.02, "limit", transform=axes.get_xaxis_transform(), color=MUTED, ha="center")
+        axes.text(
+            x, 1.02, "reference", transform=axes.get_xaxis_transform(), color=MUTED, ha="center"
+        )
     best = points.loc[front].sort_values(TOTAL)
     axes.step(best[TOTAL], best["peak_memory"] / 2**20, where="post", color=ACCENT, zorder=2)
     on = points.index.isin(front)
@@ -108,15 +110,17 @@ def pareto(points: pd.DataFrame) -> list[str]:
 
 
 def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
-    """Each time as a multiple of the physical limit's, a row for each implementation."""
-    limit = table[table.index.str.endswith(".limit")].iloc[0]
+    """Each time as a multiple of the reference's time, a row for each implementation."""
+    reference = table[table.index.str.endswith(".reference")].iloc[0]
     passes = ["forward", "backward", TOTAL]
-    ratios = table.drop(limit.name)[passes].div(limit[passes].astype(float)).dropna(how="all")
+    ratios = (
+        table.drop(reference.name)[passes].div(reference[passes].astype(float)).dropna(how="all")
+    )
     ratios = ratios[::-1]  # the first row is the lowest
     figure, axes = _axes(LINE * 1.25 * len(ratios) + 110, right=20, left=RIGHT)
     rows = np.arange(len(ratios))
     axes.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.text(1, 1.02, "limit", transform=axes.get_xaxis_transform(), color=MUTED, ha="center")
+    axes.text(1, 1.02, "reference", transform=axes.get_xaxis_transform(), color=MUTED, ha="center")
     axes.hlines(rows, ratios.min(axis=1), ratios.max(axis=1), color=RULE, linewidth=1)
     marks = {"forward": (">", MUTED), "backward": ("<", MUTED), TOTAL: ("o", ACCENT)}
     for name_, (marker, color) in marks.items():
@@ -134,7 +138,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
     axes.set_ylim(-0.6, len(ratios) - 0.4)
     axes.set_xlim(0, None)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("multiple of the limit's time (×)")
+    axes.set_xlabel("multiple of the reference's time (×)")
     figure.legend(
         loc="upper left",
         ncols=3,
@@ -149,7 +153,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
         f"{i}: " + ", ".join(f"{p.replace('_', ' and ')} {r:.2f}" for p, r in one.dropna().items())
         for i, one in ratios[::-1].iterrows()
     )
-    return svg(figure, ident, f"Times as multiples of the limit, {name}", told + ".")
+    return svg(figure, ident, f"Times as multiples of the reference, {name}", told + ".")
 
 
 def history(

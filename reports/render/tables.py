@@ -58,11 +58,11 @@ def sections(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def comparison(cell: pd.DataFrame) -> pd.DataFrame:
-    """One cell's implementations, fastest first: values, multiples of builtin and of the limit."""
+    """A row for each implementation of a cell, the fastest first: values and their multiples."""
     table = measured(cell)
     values = table[METRICS].dropna(axis="columns", how="all")
     level = level_of(values.index[0])
-    baselines = values.reindex([f"{level}.builtin", f"{level}.limit"])
+    baselines = values.reindex([f"{level}.builtin", f"{level}.reference"])
     shown = pd.DataFrame(index=values.index)
     for metric, column in values.items():
         if metric == "error":

@@ -23,9 +23,17 @@ from tests.reports.test_pick import loss
 from tests.reports.test_reports import sharded, tidy, write_csv
 
 LOSSES = {
-    **{"linear.limit": (683, 150), "linear.builtin": (767, 589), "linear.logits.fused": (729, 393)},
+    **{
+        "linear.reference": (683, 150),
+        "linear.builtin": (767, 589),
+        "linear.logits.fused": (729, 393),
+    },
     **{"linear.cce": (741, 347), "linear.fused": (779, 216), "linear.chunked_vocab": (979, 182)},
-    **{"logits.limit": (16, 196), "logits.builtin": (71, 589), "logits.fused_in_place": (42, 0.04)},
+    **{
+        "logits.reference": (16, 196),
+        "logits.builtin": (71, 589),
+        "logits.fused_in_place": (42, 0.04),
+    },
 }
 REGRESSED = "c" * 40
 
@@ -117,7 +125,7 @@ def test_it_needs_nothing_but_itself(html) -> None:
 def test_the_verdict_says_which_and_why_in_each_environment(html) -> None:
     text = words(html)
     assert "linear.logits.fused: the fastest of 5, at 729 ms forward and backward" in text
-    assert "(0.95 × builtin, 1.07 × the limit), with a peak of 393 MiB (0.67 × builtin)" in text
+    assert "(0.95 × builtin, 1.07 × the reference), with a peak of 393 MiB (0.67 × builtin)" in text
     assert "The least memory: linear.chunked_vocab, 182 MiB in 979 ms." in text
     assert "It overwrites its input." in text
     assert text.count("the fastest of 5, at 729") == 2
@@ -302,7 +310,9 @@ def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp
     commits, dates = 100, pd.date_range("2020-01-01", periods=100, tz="UTC").astype(str)
     parts = []
     for series in range(1000):
-        impl = ["logits.builtin", "logits.limit", *(f"logits.n{n}" for n in range(8))][series % 10]
+        impl = ["logits.builtin", "logits.reference", *(f"logits.n{n}" for n in range(8))][
+            series % 10
+        ]
         values = np.exp(rng.normal(0, 0.03, commits)) * np.where(np.arange(commits) < 95, 1, 2)
         of = tidy(impl=impl, workload=f"gpt2_text@{series // 50}", dtype=f"d{series // 10 % 5}")
         parts.append(

@@ -37,7 +37,7 @@ def pick(tmp_path, capsys):
 
 
 MEASURED = [
-    *loss("linear.limit", 1.0, 100),
+    *loss("linear.reference", 1.0, 100),
     *loss("linear.builtin", 767.0, 589),
     *loss("linear.logits.fused", 729.0, 393),
     *loss("linear.fused", 779.0, 216),
@@ -162,7 +162,7 @@ def test_commands_measure_the_cell_again() -> None:
         "python -m benchmarks --workload gpt2_text@256 --text a.txt --dtype float32 "
         "--impl linear.builtin --impl logits.eager"
     )
-    for impl in ("logits.fused", "linear.limit", "linear.fused(filter_eps=6e-5)"):
+    for impl in ("logits.fused", "linear.reference", "linear.fused(filter_eps=6e-5)"):
         of = pd.Series(tidy(impl=impl, source="x.csv", allocator="default", dtype="bfloat16"))
         words = reproduce(of).replace("'", "").split()[3:]
         found = parse(words)
@@ -171,7 +171,7 @@ def test_commands_measure_the_cell_again() -> None:
             "bfloat16",
             "default",
         )
-        assert found.impl[-1] == (impl if "limit" not in impl else "linear.builtin")
+        assert found.impl[-1] == (impl if "reference" not in impl else "linear.builtin")
 
 
 def test_a_sharded_loss_is_measured_again_on_as_many_ranks() -> None:
@@ -179,7 +179,7 @@ def test_a_sharded_loss_is_measured_again_on_as_many_ranks() -> None:
     for impl, device, more in (
         ("sharded.eager", "cpu", " --impl sharded.eager"),
         ("sharded.eager", "NVIDIA H100", " --device cuda --impl sharded.eager"),
-        ("sharded.limit", "cpu", ""),
+        ("sharded.reference", "cpu", ""),
     ):
         of = pd.Series(tidy(impl=impl, device=f"{device} × 4", source="x.csv"))
         assert reproduce(of) == command + more

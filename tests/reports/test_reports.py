@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks import ROOT
 from reports.__main__ import COMMANDS, main
 from reports.analysis.intervals import median_interval
 from reports.analysis.selection import measured, newest
@@ -167,6 +168,16 @@ def test_a_file_begun_before_hardware_was_recorded(tmp_path) -> None:
     assert (rows["hardware"].tolist(), notes) == ([""], [])
 
 
+def test_older_files_that_call_the_reference_a_limit(tmp_path) -> None:
+    for level in ("logits", "linear", "sharded"):
+        rows, _ = read([write_csv(tmp_path, tidy(impl=f"{level}.limit"))])
+        assert rows["impl"].tolist() == [f"{level}.reference"]
+    committed, _ = read([ROOT / "reports" / "measured"])
+    references = committed["impl"].str.endswith(".reference")
+    assert set(committed.loc[references, "source"]) >= {"epyc.csv", "numbers.csv"}
+    assert not committed["impl"].str.endswith(".limit").any()
+
+
 def test_half_written_last_row_is_dropped(tmp_path) -> None:
     file = write_csv(tmp_path, tidy(), tidy(metric="backward"))
     file.write_text(file.read_text().rstrip()[:-12])
@@ -179,7 +190,7 @@ def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
         tmp_path,
         tidy(),
         tidy(impl="logits.builtin", value=25.0),
-        tidy(impl="logits.limit", value=5.0),
+        tidy(impl="logits.reference", value=5.0),
         tidy(metric="peak_memory", unit="bytes", value=2**21),
     )
     assert main([str(file), "--out", str(tmp_path / "out")]) == 0
@@ -242,14 +253,14 @@ def test_different_runs_are_not_mixed() -> None:
 
 
 def sharded(device: str) -> list[dict[str, object]]:
-    """What is measured of a sharded loss, beside the limit."""
+    """The rows of a sharded loss and of the reference."""
     of = {"device": device, "impl": "sharded.fused"}
-    limit = of | {"impl": "sharded.limit"}
+    reference = of | {"impl": "sharded.reference"}
     least = {"metric": "sent", "unit": "bytes", "value": 2**20}
     share = {"value": 0.7, "ci_low": 0.61, "ci_high": 0.83}
     return [
-        tidy(**limit, metric="forward_backward", value=10.0),
-        tidy(**limit | least),
+        tidy(**reference, metric="forward_backward", value=10.0),
+        tidy(**reference | least),
         tidy(**of, metric="forward_backward", value=15.0),
         tidy(**of | least | {"value": 3 * 2**20}),
         tidy(**of, metric="collectives", unit="count", value=7),
@@ -257,7 +268,7 @@ def sharded(device: str) -> list[dict[str, object]]:
     ]
 
 
-def test_a_sharded_loss_is_beside_the_limit_of_as_many_ranks() -> None:
+def test_a_sharded_loss_is_compared_with_the_reference_of_as_many_ranks() -> None:
     rows = pd.DataFrame(sharded("cpu × 2") + sharded("cpu × 4")).assign(source="x.csv")
     (first, _, table), (second, *_) = tables.sections(rows)
     assert first.startswith("sharded · gpt2_text · float32 · cpu × 2")
