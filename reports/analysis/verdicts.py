@@ -16,7 +16,7 @@ COLUMNS = [
     *("impl", "metric", "unit", "role", "pair", "block", "value"),
 ]
 # Of either end of an interval, at one look at one cell: it is looked at after each pair and may be
-# decided at each look. What that comes to, tests/reports/test_verdicts.py simulates.
+# decided at each look. What that comes to, tests/reports/analysis/test_verdicts.py simulates.
 ALPHA = 0.005
 CONTROL_ALPHA = 0.025  # of a control's: it can take a verdict back, but gives none
 PAIRS = 8  # at least: of fewer, no test of ranks is as sure as that

@@ -1,59 +1,24 @@
-"""Charts, as SVG for a page: one accent, direct labels, text left as text.
+"""The charts: a single accent, and labels next to the points."""
 
-Colours are the page's own variables, so that a chart follows it into dark mode and print.
-"""
-
-import io
-import re
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Literal
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
-from scipy import optimize
 
 from reports.analysis.change_points import Change
 from reports.analysis.selection import TOTAL
-
-# The page's colours, in light and in dark; blue is Okabe and Ito's, and never alone in telling.
-COLORS = {
-    "paper": ("#ffffff", "#14171a"),
-    "ink": ("#1b1d1f", "#e7e9ea"),
-    "muted": ("#5a6068", "#a5acb3"),
-    "rule": ("#d9dce0", "#353b41"),
-    "accent": ("#0072b2", "#56b4e9"),
-}
-# What is drawn in one of these has, on the page, the colour of that name.
-INKS = {name: f"#0102{n:02x}" for n, name in enumerate(COLORS)}
-_, INK, MUTED, RULE, ACCENT = INKS.values()
-mpl.rcParams.update(
-    {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "reports",  # the same numbers make the same file
-        "text.parse_math": False,  # a $ in a name is a $
-        "font.size": 12.5,
-        "text.color": INK,
-        "axes.labelcolor": MUTED,
-        "axes.edgecolor": RULE,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": RULE,
-        "ytick.color": RULE,
-        "xtick.labelcolor": MUTED,
-        "ytick.labelcolor": MUTED,
-        "axes.labelsize": 12.5,
-        "lines.linewidth": 1.5,
-        "lines.markersize": 7,
-    }
+from reports.render.svg import (
+    ACCENT,
+    INK,
+    LINE,
+    MUTED,
+    RIGHT,
+    RULE,
+    add_labels,
+    add_scale,
+    new_axes,
+    to_svg,
 )
-WIDTH = 430  # pixels, at which text has its size: a phone's, nearly
-LINE = 17  # pixels from label to label
-RIGHT = 170  # pixels for the labels of a chart, beside it
 
 
 def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
@@ -67,9 +32,9 @@ def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
     points = known.drop(reference.index)
     time, memory = points[TOTAL], points["peak_memory"] / 2**20
     front = pareto(points)
-    figure, axes = _axes(max(300, LINE * len(points) + 110))
-    _scale(axes, "x", [*time, *reference[TOTAL]])
-    _scale(axes, "y", [*memory, *reference["peak_memory"] / 2**20])
+    figure, axes = new_axes(max(300, LINE * len(points) + 110))
+    add_scale(axes, "x", [*time, *reference[TOTAL]])
+    add_scale(axes, "y", [*memory, *reference["peak_memory"] / 2**20])
     for x, y in zip(reference[TOTAL], reference["peak_memory"] / 2**20, strict=True):
         axes.axvline(x, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -83,14 +48,14 @@ def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
     axes.plot(time[~on], memory[~on], "o", color=MUTED, fillstyle="none", zorder=3)
     axes.set_xlabel("forward and backward (ms)")
     axes.set_ylabel("peak memory (MiB)")
-    _label(
+    add_labels(
         axes,
         [(x, y, _short(i), i in front) for i, x, y in zip(points.index, time, memory, strict=True)],
     )
     told = "; ".join(
         f"{i}: {t:.4g} ms, {m:.4g} MiB" for i, t, m in zip(points.index, time, memory, strict=True)
     )
-    return svg(
+    return to_svg(
         figure,
         ident,
         f"Time against peak memory, {name}",
@@ -117,7 +82,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
         table.drop(reference.name)[passes].div(reference[passes].astype(float)).dropna(how="all")
     )
     ratios = ratios[::-1]  # the first row is the lowest
-    figure, axes = _axes(LINE * 1.25 * len(ratios) + 110, right=20, left=RIGHT)
+    figure, axes = new_axes(LINE * 1.25 * len(ratios) + 110, right=20, left=RIGHT)
     rows = np.arange(len(ratios))
     axes.axvline(1, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.text(1, 1.02, "reference", transform=axes.get_xaxis_transform(), color=MUTED, ha="center")
@@ -153,7 +118,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
         f"{i}: " + ", ".join(f"{p.replace('_', ' and ')} {r:.2f}" for p, r in one.dropna().items())
         for i, one in ratios[::-1].iterrows()
     )
-    return svg(figure, ident, f"Times as multiples of the reference, {name}", told + ".")
+    return to_svg(figure, ident, f"Times as multiples of the reference, {name}", told + ".")
 
 
 def history(
@@ -164,8 +129,8 @@ def history(
     place = {commit: n for n, commit in enumerate(commits)}
     scale, unit = (2**20, "MiB") if unit == "bytes" else (1, unit)
     changed = {one.impl for one in changes}
-    figure, axes = _axes(max(260, LINE * len(series) + 110))
-    _scale(axes, "y", [value / scale for one in series.values() for value in one])
+    figure, axes = new_axes(max(260, LINE * len(series) + 110))
+    add_scale(axes, "y", [value / scale for one in series.values() for value in one])
     labels = []
     for impl, one in series.items():
         x, y = [place[commit] for commit in one.index], one.to_numpy() / scale
@@ -200,7 +165,7 @@ def history(
     axes.set_xticks(ends, [commits[end][:8] for end in ends])
     axes.set_xlabel(f"{len(commits)} commits, oldest first")
     axes.set_ylabel(f"{unit}")
-    _label(axes, labels)
+    add_labels(axes, labels)
     told = "; ".join(
         f"{i}: {one.iloc[0] / scale:.4g} to {one.iloc[-1] / scale:.4g} {unit}"
         for i, one in series.items()
@@ -210,12 +175,12 @@ def history(
         f"{one.before / scale:.4g} to {one.after / scale:.4g} {unit}."
         for one in changes
     )
-    return svg(figure, ident, f"History of {name}", f"{told}. {marks}")
+    return to_svg(figure, ident, f"History of {name}", f"{told}. {marks}")
 
 
 def samples(groups: Mapping[str, Sequence[float]], unit: str, ident: str, name: str) -> str:
     """Every sample of each group on a line, and its median."""
-    figure, axes = _axes(LINE * 2 * len(groups) + 80, right=20, left=RIGHT)
+    figure, axes = new_axes(LINE * 2 * len(groups) + 80, right=20, left=RIGHT)
     for row, values in enumerate(groups.values()):
         axes.plot(values, [-row] * len(values), "|", color=MUTED, markersize=12)
         axes.plot(np.median(values), -row, "D", color=ACCENT, markersize=6)
@@ -224,7 +189,7 @@ def samples(groups: Mapping[str, Sequence[float]], unit: str, ident: str, name: 
     axes.spines["left"].set_visible(False)
     axes.set_ylim(-len(groups) + 0.4, 0.6)
     axes.set_xlabel(f"{unit}; the diamond is the median")
-    return svg(
+    return to_svg(
         figure,
         ident,
         f"Samples of {name}",
@@ -239,102 +204,3 @@ def _short(impl: str) -> str:
     """The name without its level, which a chart has in its title; a path's end."""
     name = impl.partition(".")[2] or impl
     return name if len(name) <= 22 else f"…{name[-21:]}"
-
-
-def _axes(height: float, right: int = RIGHT, left: int = 70) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
-    axes = figure.add_axes((left / WIDTH, 48 / height, 1 - (left + right) / WIDTH, 1 - 92 / height))
-    return figure, axes
-
-
-def _scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> None:
-    """Ticks that a reader can count by: of a logarithm only where the values span three or more."""
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if min(values) > 0 and max(values) >= 3 * min(values):
-        getattr(axes, f"set_{which}scale")("log")
-        wide = max(values) > 50 * min(values)
-        axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-        axis.set_minor_locator(LogLocator(subs=()))
-    else:
-        axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.margins(0.08)
-    axes.grid(axis=which, color=RULE, linewidth=0.5)
-    axes.set_axisbelow(True)
-
-
-def _label(axes: Axes, points: Sequence[tuple[float, float, str, bool]]) -> None:
-    """Each point's name at the right edge, at its own height or next to it: no two overlap."""
-    axes.autoscale_view()
-    box = axes.get_window_extent()
-    at = axes.transData.transform([(x, y) for x, y, *_ in points])
-    order = np.lexsort((-at[:, 0], at[:, 1]))
-    steps = LINE * np.arange(len(points))
-    wanted = np.clip(at[order, 1] - steps, box.y0, max(box.y0, box.y1 - steps[-1]))
-    heights = optimize.isotonic_regression(wanted).x + steps
-    edge = box.x1 + 14
-    for index, height in zip(order, heights, strict=True):
-        (x, y), (*_, text, strong) = at[index], points[index]
-        axes.annotate(
-            text,
-            (x, y),
-            (edge, height),
-            xycoords="figure pixels",
-            textcoords="figure pixels",
-            va="center",
-            color=ACCENT if strong else INK,
-            weight="bold" if strong else "normal",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": RULE,
-                "linewidth": 0.75,
-                "shrinkA": 0,
-                "shrinkB": 4,
-            },
-            zorder=1,
-        )
-
-
-def svg(figure: Figure, ident: str, title: str, description: str) -> str:
-    """The figure as an ``<svg>`` for HTML: named for a screen reader, its ids its own."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL
-    )
-    used = set(re.findall(r"(?:#|url\(#)([\w-]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda m: f' id="{ident}-{m[1]}"' if m[1] in used else "", text)
-    text = re.sub(r'(href="#|url\(#)([\w-]+)', rf"\1{ident}-\2", text)
-    text = re.sub(r"font: (bold |700 )?([\d.]+)px [^;\"]*", _font, text)
-    for name, ink in INKS.items():
-        text = text.replace(ink, f"var(--{name})")
-    view = re.search(r'viewBox="[^"]*"', text)
-    assert view is not None
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'{view[0]} role="img" aria-labelledby="{ident}-title {ident}-desc">'
-        f'<title id="{ident}-title">{escape(title)}</title>'
-        f'<desc id="{ident}-desc">{escape(description)}</desc>'
-    )
-    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
-
-
-def _font(match: re.Match[str]) -> str:
-    return f"font-size: {match[2]}px" + ("; font-weight: 600" if match[1] else "")
-
-
-def variables(dark: bool) -> str:
-    """The colours as CSS, for one of the two schemes."""
-    return "".join(f"--{name}: {inks[dark]}; " for name, inks in COLORS.items())
-
-
-def standalone(chart: str) -> str:
-    """A chart of ``svg`` as a file of its own, with its colours."""
-    style = (
-        f"<style>:root {{ {variables(dark=False)}}} "
-        f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(dark=True)}}} }} "
-        "svg { font-family: system-ui, sans-serif; background: var(--paper) }</style>"
-    )
-    return chart.replace("</desc>", f"</desc>{style}", 1) + "\n"

@@ -66,7 +66,7 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame(index=values.index)
     for metric, column in values.items():
         if metric == "error":
-            shown[metric] = [f"{value:.1e}" if pd.notna(value) else "-" for value in column]
+            shown[metric] = column.map(error)
             continue
         if metric == "first_call":  # once, and so of no multiple
             shown["first_call (s)"] = [number(value) for value in column]
@@ -104,3 +104,18 @@ def number(value: float) -> str:
     if not np.isfinite(value):
         return "-"
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def ratio(value: float) -> str:
+    """Two decimals, or one digit below a tenth."""
+    if not np.isfinite(value):
+        return "-"
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.1g}"
+
+
+def mebibytes(value: float) -> str:
+    return number(value / 2**20)
+
+
+def error(value: float) -> str:
+    return f"{value:.1e}" if pd.notna(value) else "-"

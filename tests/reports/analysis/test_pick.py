@@ -1,29 +1,15 @@
-"""`python -m reports pick`: the fastest right loss that fits, measured or predicted, to paste."""
+"""``python -m reports pick``: the fastest right loss that fits, measured or planned, to paste."""
 
 import re
 
-import pandas as pd
 import pytest
 import torch
 
-from benchmarks.side_by_side.cli import parse
-from benchmarks.suite import PROFILES
 from benchmarks.workloads import WORKLOADS
 from reports.__main__ import main
 from reports.analysis.pick import Model
 from reports.analysis.selection import shape
-from reports.render.commands import import_line, reproduce
-from tests.reports.test_reports import tidy, write_csv
-
-MIB = 2**20
-
-
-def loss(impl: str, ms: float | None, mib: float, **more: object) -> list[dict[str, object]]:
-    """What is measured of one loss; one whose gradients are wrong has no times."""
-    cell = {"impl": impl, "ci_low": ms, "ci_high": ms} | more
-    rows = [tidy(**cell, metric="peak_memory", unit="bytes", value=mib * MIB)]
-    rows += [tidy(**cell, metric="error", unit="relative", value=1e-7)]
-    return rows + ([] if ms is None else [tidy(**cell, metric="forward_backward", value=ms)])
+from tests.reports.rows import MIB, loss, write_csv
 
 
 @pytest.fixture
@@ -64,17 +50,6 @@ def test_the_line_can_be_pasted(pick) -> None:
     x, weight, y = torch.randn(3, 4), torch.randn(5, 4), torch.tensor([1, 2, 0])
     expected = torch.nn.functional.cross_entropy(x @ weight.T, y)
     assert namespace["linear_cross_entropy"](x, weight, y).item() == pytest.approx(expected.item())
-
-
-@pytest.mark.parametrize(
-    "impl", ["linear.logits.eager", "linear.fused(filter_eps=1e-9)", "logits.eager", "linear.fused"]
-)
-def test_every_kind_of_name_has_a_line(impl) -> None:
-    namespace: dict[str, object] = {}
-    exec(import_line(impl), namespace)
-    assert callable(
-        namespace["cross_entropy" if impl == "logits.eager" else "linear_cross_entropy"]
-    )
 
 
 @pytest.mark.parametrize(
@@ -154,52 +129,6 @@ def test_environments_are_not_mixed(pick) -> None:
         for row in sizes("linear.fused", 1, 8, 4)
     ]
     assert pick(apart, "llama3_8b@64", "8GiB")[0] == 1
-
-
-def test_commands_measure_the_cell_again() -> None:
-    of = pd.Series(tidy(impl="linear.logits.eager", workload="gpt2_text@256:a.txt", source="x.csv"))
-    assert reproduce(of) == (
-        "python -m benchmarks --workload gpt2_text@256 --text a.txt --dtype float32 "
-        "--impl linear.builtin --impl logits.eager"
-    )
-    for impl in ("logits.fused", "linear.reference", "linear.fused(filter_eps=6e-5)"):
-        of = pd.Series(tidy(impl=impl, source="x.csv", allocator="default", dtype="bfloat16"))
-        words = reproduce(of).replace("'", "").split()[3:]
-        found = parse(words)
-        assert (found.workload, found.dtype, found.allocator) == (
-            "gpt2_text",
-            "bfloat16",
-            "default",
-        )
-        assert found.impl[-1] == (impl if "reference" not in impl else "linear.builtin")
-
-
-def test_a_sharded_loss_is_measured_again_on_as_many_ranks() -> None:
-    command = "torchrun --nproc-per-node 4 -m benchmarks --workload gpt2_text --dtype float32"
-    for impl, device, more in (
-        ("sharded.eager", "cpu", " --impl sharded.eager"),
-        ("sharded.eager", "NVIDIA H100", " --device cuda --impl sharded.eager"),
-        ("sharded.reference", "cpu", ""),
-    ):
-        of = pd.Series(tidy(impl=impl, device=f"{device} × 4", source="x.csv"))
-        assert reproduce(of) == command + more
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_asvs_command_names_a_profile_that_has_the_cell(profile) -> None:
-    for workload in PROFILES[profile][0]:
-        for dtype in PROFILES[profile][1]:
-            of = pd.Series(tidy(workload=workload, dtype=dtype, source="asv"))
-            command = reproduce(of)
-            named = re.match(r"BENCHMARK_PROFILE=(\w+) ", command)
-            workloads, dtypes = PROFILES[named[1] if named else "quick"]
-            assert workload in workloads
-            assert dtype in dtypes
-            pattern = re.search('--bench "(.*)"', command)[1]
-            assert re.search(
-                pattern, f"logits.CPU.time_forward('logits.eager', '{workload}', '{dtype}')"
-            )
-            assert command.endswith("aaaaaaaaaa^!")
 
 
 def test_reports_knows_the_shapes_of_the_workloads() -> None:

@@ -1,0 +1,192 @@
+"""The page's section Change: histories with their changes, and comparisons of two revisions."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from reports.analysis import verdicts
+from reports.analysis.change_points import ENVIRONMENT, QUANTITY, Change, changes, groups, series
+from reports.readers.schema import commit_dates
+from reports.render import plots
+from reports.render.commands import reproduce
+
+# More would make the page large and slow. The page says what it leaves out.
+HISTORIES = 12  # with a chart
+SERIES = 200  # in which changes are looked for
+POINTS = 10_000  # of all series
+COMMITS = (10, 200)  # of each series: at least, at most
+CHANGES = 100  # in the table
+FLAGGED = 8  # changes with their samples
+AROUND = 10  # commits on either side, whose values are shown if there are no samples
+
+MARGIN = 0.05  # smaller changes are not marked
+
+Context = dict[str, Any]
+
+
+def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) -> Context:
+    """Charts of what was measured at several commits, the changes in it, and their samples."""
+    candidates = groups(_recent(rows, left_out))
+    candidates.sort(key=lambda group: -group["commit"].nunique())
+    ends = np.cumsum([group["impl"].nunique() for group in candidates])
+    searched = [group for group, end in zip(candidates, ends, strict=True) if end <= SERIES]
+    if len(searched) < len(candidates):
+        left_out.append(
+            f"Changes were looked for in {len(searched)} of {len(candidates)} histories, those of "
+            "the most commits; `python -m reports regressions` looks in all of them."
+        )
+    found = [(group, changes(group, MARGIN)) for group in searched]
+    found.sort(key=lambda one: -max(map(_weight, one[1]), default=-1.0))
+    if len(candidates) > HISTORIES:
+        left_out.append(
+            f"{HISTORIES} of {len(candidates)} histories are drawn, of the largest changes; "
+            "tidy.csv has them all."
+        )
+    charts = []
+    for group, marked in found[:HISTORIES]:
+        of = group.iloc[0]
+        parts = [of[name] for name in ("metric", "workload", "dtype", "device")]
+        title = " · ".join(filter(None, map(str, parts)))
+        lines = series(group)
+        chart = Markup(plots.history(lines, marked, of["unit"], next(idents), title))
+        charts.append({"title": title, "place": _words(of), "chart": chart})
+    pairs = [(one, group) for group, marked in found for one in marked]
+    pairs.sort(key=lambda pair: -_weight(pair[0]))
+    if len(pairs) > CHANGES:
+        left_out.append(
+            f"{CHANGES} of {len(pairs)} changes are listed, the largest; "
+            "`python -m reports regressions` lists all that rose."
+        )
+    listed = []
+    for n, (one, group) in enumerate(pairs[:CHANGES]):
+        at = group[(group["impl"] == one.impl) & (group["commit"] == one.commit)].iloc[-1]
+        scale, unit = (2**20, "MiB") if one.unit == "bytes" else (1, one.unit)
+        place = [at[name] for name in ("workload", "dtype", "device")]
+        if one.environment:
+            state = "the environment’s"
+        elif one.rise:
+            state = f"mended at {one.mended[:10]}" if one.mended else "open"
+        else:
+            state = "fell"
+        of = {
+            "change": one,
+            "what": f"{one.impl}, {at['metric'].replace('_', ' ')}",
+            "place": " · ".join(filter(None, [*place, _words(at)])),
+            "command": reproduce(at),
+            "before": one.before / scale,
+            "after": one.after / scale,
+            "unit": unit,
+            "state": state,
+            "open": state == "open",
+        }
+        if n < FLAGGED:
+            of |= _raw(one, group, scale, unit, idents)
+        listed.append(of)
+    return {"histories": charts, "changes": listed}
+
+
+def _recent(rows: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
+    """The rows of histories with two commits or more, of each series the newest commits."""
+    rows = rows[rows["value"].between(0, np.inf, inclusive="neither")]
+    group = [rows[name] for name in [*ENVIRONMENT, *QUANTITY]]
+    several = rows["commit"].groupby(group, dropna=False).transform("nunique") > 1
+    rows = rows[several & ~rows["impl"].str.endswith(".reference")]
+    if rows.empty:
+        return rows
+    one = [rows[name] for name in [*ENVIRONMENT, *QUANTITY, "impl"]]
+    dates = commit_dates(rows)
+    age = dates.groupby(one, dropna=False).rank(method="dense", ascending=False)
+    in_file = rows.groupby(one, dropna=False).cumcount(ascending=False) + 1
+    count = rows.groupby(one, dropna=False).ngroups
+    least, most = COMMITS
+    commits = max(least, min(most, POINTS // min(count, SERIES)))
+    old = age.fillna(in_file) > commits
+    if old.any():
+        left_out.append(
+            f"Histories begin {commits} commits back: {old.sum():,} older numbers are not in their "
+            "charts; `python -m reports regressions` looks at all of them."
+        )
+    return rows[~old]
+
+
+def _weight(change: Change) -> float:
+    """By what changes are put in order: the code's before the environment's, open ones first."""
+    size = abs(float(np.log(change.after / change.before)))
+    if change.environment:
+        return size / 1e6
+    return size if change.rise and not change.mended else size / 1e3
+
+
+def _raw(
+    one: Change, group: pd.DataFrame, scale: float, unit: str, idents: Iterator[str]
+) -> Context:
+    """The samples at the commit of a change and at the one before it.
+
+    Where none were kept, the values of the commits around it.
+    """
+    mine = group[group["impl"] == one.impl]
+    kept = {
+        commit[:10]: [
+            sample for row in mine.loc[mine["commit"] == commit, "samples"] for sample in row
+        ]
+        for commit in (one.last, one.commit)
+    }
+    if not all(kept.values()):
+        values = series(mine)[one.impl] / scale
+        at = values.index.get_loc(one.commit)
+        kept = {
+            f"up to {one.last[:10]}": list(values[max(0, at - AROUND) : at]),
+            f"from {one.commit[:10]}": list(values[at : at + AROUND]),
+        }
+    chart = plots.samples(kept, unit, next(idents), one.cell)
+    return {"samples": _listed(kept), "chart": Markup(chart)}
+
+
+def comparisons(pairs: pd.DataFrame, idents: Iterator[str], notes: list[str]) -> list[Context]:
+    """Verdicts on two revisions, with the samples of each cell that is not plainly unchanged."""
+    found = []
+    keys = ["file", *verdicts.ENVIRONMENT, "base", "head", "workload"]
+    for _, part in pairs.groupby(keys, dropna=False, sort=False):
+        of = part.iloc[0]
+        place = ", ".join(str(of[name]) for name in verdicts.ENVIRONMENT if pd.notna(of[name]))
+        judged: list[Context] = []
+        comparison = {
+            "title": f"{of['base']} → {of['head']}, {of['workload']}",
+            "place": f"{place}; {of['file']}",
+            "margin": f"{100 * float(of['margin']):g} %",
+            "rows": judged,
+        }
+        try:
+            table = verdicts.verdicts(part)
+        except (KeyError, ValueError) as error:  # of a run that was stopped in its first pair
+            notes.append(f"passed over pairs of {comparison['title']}: not whole ({error!r})")
+            continue
+        for one in table.to_dict("records"):
+            cell = part[(part["impl"] == one["impl"]) & (part["metric"] == one["metric"])]
+            cell = cell[cell["dtype"] == one["dtype"]]
+            name = f"{one['impl']}, {one['metric'].replace('_', ' ')}, {one['dtype']}"
+            if one["unit"] == "bytes":
+                one |= {"base": one["base"] / 2**20, "head": one["head"] / 2**20, "unit": "MiB"}
+            if one["unit"] == "ms" and one["verdict"] != "equivalent":
+                kept = {str(role): list(values) for role, values in cell.groupby("role")["value"]}
+                chart = Markup(plots.samples(kept, "ms", next(idents), name))
+                one |= {"samples": _listed(kept), "chart": chart}
+            judged.append(one | {"what": name})
+        found.append(comparison)
+    return found
+
+
+def _listed(groups: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    return {name: ", ".join(f"{value:.4g}" for value in values) for name, values in groups.items()}
+
+
+def _words(of: pd.Series) -> str:
+    """The environment of a number, in words."""
+    threads = f"{of['threads']:.0f} threads" if pd.notna(of["threads"]) else ""
+    torch, allocator = of["torch"] and f"torch {of['torch']}", of["allocator"]
+    facts = [of["source"], of["machine"], of["hardware"], torch, threads]
+    facts += [allocator and f"{allocator} allocator"]
+    return ", ".join(filter(None, facts))
