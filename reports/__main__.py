@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from reports.analysis import calibration, verdicts
-from reports.analysis.change_points import ENVIRONMENT, QUANTITY, regressions
-from reports.analysis.pick import NoPick, pick
+from reports.analysis.change_points import QUANTITY, SERIES_ENVIRONMENT, regressions
+from reports.analysis.pick import PLANNED, NoPick, pick
 from reports.analysis.selection import newest
 from reports.readers.files import read, read_csv, read_kind
 from reports.readers.schema import COLUMNS
@@ -19,6 +19,7 @@ from reports.render import page, tables
 from reports.render.commands import answer
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
+PLANS = [Path("reports/measured/plan.csv"), Path("reports/out/plan.csv")]
 
 
 def main(argv: list[str]) -> int:
@@ -75,7 +76,9 @@ def pick_loss(argv: list[str]) -> int:
     parser = new_parser(
         "pick",
         "Name the fastest right loss that fits, and the line that imports it, for each "
-        "environment\nthat was measured. Exit 1: no loss fits; 2: nothing was measured.",
+        "environment\nthat was measured. If the workload was not measured, peaks are those of a "
+        "plan: in PATH or in\nreports/out/plan.csv, where `python -m benchmarks plan` writes it.\n"
+        "Exit 1: no loss fits; 2: nothing was measured.",
         "python -m reports pick --workload gpt2_text --memory 256MiB",
         "python -m reports pick --workload llama3_8b@8192 --memory 2GiB --device cuda "
         "--dtype bfloat16",
@@ -91,11 +94,14 @@ def pick_loss(argv: list[str]) -> int:
     parser.add_argument("--dtype", help="(default: any)")
     add_paths(parser)
     arguments = parser.parse_args(argv)
-    rows, _ = read_all(parser, arguments.paths)
+    rows, notes = read_all(parser, arguments.paths)
     if rows.empty:
         return 2
+    found = read_kind("plan", existing(arguments.paths), PLANS, PLANNED, notes)
+    plans = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=PLANNED)
+    wanted = arguments.workload, arguments.memory, arguments.device, arguments.dtype
     try:
-        picks = pick(rows, arguments.workload, arguments.memory, arguments.device, arguments.dtype)
+        picks = pick(rows, plans, *wanted)
     except NoPick as reason:
         print(reason, file=sys.stderr)
         return 1
@@ -129,7 +135,7 @@ def list_regressions(argv: list[str]) -> int:
     for one in shared:
         print(one)
     still = sum(not one.mended for one in ours)
-    series = len(rows.drop_duplicates([*ENVIRONMENT, *QUANTITY, "impl"]))
+    series = len(rows.drop_duplicates([*SERIES_ENVIRONMENT, *QUANTITY, "impl"]))
     print(f"{len(ours)} regressions, {still} open, in {series} series of {len(rows)} numbers")
     return 1 if still else 0
 

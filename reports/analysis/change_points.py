@@ -12,7 +12,7 @@ from scipy import stats
 from reports.analysis.selection import by_date
 
 # What a number's comparability rests on; series that differ in one of these are never mixed.
-ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]
+SERIES_ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]
 QUANTITY = ["workload", "dtype", "metric", "unit"]
 SEGMENT = 2  # commits at least on either side of a step: one alone proves nothing
 NOISE = 3.0  # times the noise floor that a step must rise
@@ -61,7 +61,7 @@ def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
     the compiler's cache decides.
     """
     rows = rows[(rows["unit"] != "share") & (rows["metric"] != "first_call")]
-    found = rows.groupby([*ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
+    found = rows.groupby([*SERIES_ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
     return [group for _, group in found]
 
 

@@ -8,7 +8,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports.analysis import verdicts
-from reports.analysis.change_points import ENVIRONMENT, QUANTITY, Change, changes, groups, series
+from reports.analysis.change_points import (
+    QUANTITY,
+    SERIES_ENVIRONMENT,
+    Change,
+    changes,
+    groups,
+    series,
+)
 from reports.readers.schema import commit_dates
 from reports.render import plots
 from reports.render.commands import reproduce
@@ -91,12 +98,12 @@ def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) ->
 def _recent(rows: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
     """The rows of histories with two commits or more, of each series the newest commits."""
     rows = rows[rows["value"].between(0, np.inf, inclusive="neither")]
-    group = [rows[name] for name in [*ENVIRONMENT, *QUANTITY]]
+    group = [rows[name] for name in [*SERIES_ENVIRONMENT, *QUANTITY]]
     several = rows["commit"].groupby(group, dropna=False).transform("nunique") > 1
     rows = rows[several & ~rows["impl"].str.endswith(".reference")]
     if rows.empty:
         return rows
-    one = [rows[name] for name in [*ENVIRONMENT, *QUANTITY, "impl"]]
+    one = [rows[name] for name in [*SERIES_ENVIRONMENT, *QUANTITY, "impl"]]
     dates = commit_dates(rows)
     age = dates.groupby(one, dropna=False).rank(method="dense", ascending=False)
     in_file = rows.groupby(one, dropna=False).cumcount(ascending=False) + 1

@@ -32,9 +32,9 @@ def answer(of: Pick) -> str:
     """A pick as lines of Python: where and what, as comments, and the import."""
     timed = f"{number(of.milliseconds)} ms forward and backward"
     peak = f"peak {mebibytes(of.peak)}"
-    if of.model is not None:
+    if of.planned:
         timed += f" at {of.timed}, the nearest size timed"
-        peak += f", predicted by {of.model}"
+        peak += f", planned with torch {of.planned}"
     numbers = f"{timed}; {peak}; gradients within {of.error:.1e}"
     return f"# {of.dtype}, {of.run}\n# {of.impl}: {numbers}\n{import_line(of.impl)}"
 

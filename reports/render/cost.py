@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from reports.analysis.change_points import ENVIRONMENT
+from reports.analysis.change_points import SERIES_ENVIRONMENT
 from reports.analysis.selection import (
     METRICS,
     TOTAL,
@@ -47,7 +47,7 @@ def _order(cell: pd.DataFrame) -> tuple[object, ...]:
 
 
 def _place(of: pd.Series) -> tuple[str, ...]:
-    return tuple(str(of[name]) for name in ENVIRONMENT)
+    return tuple(str(of[name]) for name in SERIES_ENVIRONMENT)
 
 
 def sections(

@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from reports.analysis.change_points import ENVIRONMENT
+from reports.analysis.change_points import SERIES_ENVIRONMENT
 from reports.analysis.selection import level_of, measured, title
 from reports.render import change, cost, svg, tables
 
@@ -103,11 +103,11 @@ def _matrix(edge_cases: pd.DataFrame) -> dict[str, Any]:
 def _environments(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Where numbers came from: what makes them comparable, and how many there are."""
     found = []
-    for _, group in rows.groupby(ENVIRONMENT, dropna=False, sort=False):
+    for _, group in rows.groupby(SERIES_ENVIRONMENT, dropna=False, sort=False):
         dates = sorted(date[:10] for date in group["commit_date"].unique() if date)
         of = group.iloc[0]
         found.append(
-            {name: of[name] for name in ENVIRONMENT}
+            {name: of[name] for name in SERIES_ENVIRONMENT}
             | {"threads": f"{of['threads']:.0f}" if pd.notna(of["threads"]) else "unknown"}
             | {"commits": group["commit"].nunique(), "numbers": len(group)}
             | {"dates": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "unknown"}
