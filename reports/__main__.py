@@ -62,7 +62,7 @@ def write_page(argv: list[str]) -> int:
     if edge_cases is not None:
         summary += f"\n\n### What each does in edge cases\n\n{tables.edge_case_table(edge_cases)}"
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
-    runs = read_kind("pairs", paths, [out / "compare.csv"], verdicts.COLUMNS, notes)
+    runs = read_kind("pairs", paths, [out / "compare.csv"], verdicts.PAIR_COLUMNS, notes)
     pairs = pd.concat(runs) if runs else None
     html = page.render(rows, notes, edge_cases, pairs)
     (out / "index.html").write_text(html, encoding="utf-8")
@@ -152,7 +152,7 @@ def list_verdicts(argv: list[str]) -> int:
     parser.add_argument("--margin", type=margin, help="(default: the margin of the run)")
     arguments = parser.parse_args(argv)
     try:
-        table = verdicts.verdicts(read_csv(arguments.file, verdicts.COLUMNS), arguments.margin)
+        table = verdicts.verdicts(read_csv(arguments.file, verdicts.PAIR_COLUMNS), arguments.margin)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
         return 2
@@ -179,7 +179,7 @@ def show_calibration(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        rows = read_csv(arguments.file, verdicts.COLUMNS)
+        rows = read_csv(arguments.file, verdicts.PAIR_COLUMNS)
         table = calibration.calibration(rows, arguments.margin, arguments.pairs)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)

@@ -50,7 +50,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from reports.analysis.calibration import statement
-    from reports.analysis.verdicts import COLUMNS, FAILED, PAIRS, markdown, verdicts
+    from reports.analysis.verdicts import FAILED, PAIR_COLUMNS, PAIRS, markdown, verdicts
 
     commits = {
         role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in ROLES
@@ -63,11 +63,11 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     interrupted = False
     try:
         measured = progress(measure(revisions, names, arguments, constant))
-        for row in append(arguments.out, measured, constant, COLUMNS):
+        for row in append(arguments.out, measured, constant, PAIR_COLUMNS):
             rows.append(row)
     except KeyboardInterrupt:
         interrupted = True
-    table = verdicts(pd.DataFrame(rows, columns=COLUMNS))
+    table = verdicts(pd.DataFrame(rows, columns=PAIR_COLUMNS))
     if table.empty:
         if interrupted:
             raise KeyboardInterrupt
@@ -96,7 +96,7 @@ def measure(
     revisions: Comparison, names: list[str], arguments: argparse.Namespace, constant: Row
 ) -> Iterator[Row]:
     """Bytes and errors of each, then times of those whose gradients are right in both."""
-    from reports.analysis.verdicts import planted
+    from reports.analysis.verdicts import injected_slowdown
 
     cells = []
     for name in names:
@@ -114,7 +114,7 @@ def measure(
     yield from pairs(
         revisions,
         cells,
-        planted(arguments.margin),
+        injected_slowdown(arguments.margin),
         arguments.budget,
         functools.partial(decided, constant=constant),
     )

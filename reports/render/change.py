@@ -155,10 +155,10 @@ def _raw(
 def comparisons(pairs: pd.DataFrame, idents: Iterator[str], notes: list[str]) -> list[Context]:
     """Verdicts on two revisions, with the samples of each cell that is not plainly unchanged."""
     found = []
-    keys = ["file", *verdicts.ENVIRONMENT, "base", "head", "workload"]
+    keys = ["file", *verdicts.COMPARABLE, "base", "head", "workload"]
     for _, part in pairs.groupby(keys, dropna=False, sort=False):
         of = part.iloc[0]
-        place = ", ".join(str(of[name]) for name in verdicts.ENVIRONMENT if pd.notna(of[name]))
+        place = ", ".join(str(of[name]) for name in verdicts.COMPARABLE if pd.notna(of[name]))
         judged: list[Context] = []
         comparison = {
             "title": f"{of['base']} → {of['head']}, {of['workload']}",

@@ -130,7 +130,11 @@ def asv_file(folder: Path, commit: str, day: int, ms: float) -> None:
 def pairs() -> pd.DataFrame:
     """What ``python -m benchmarks compare`` writes of a loss that became a tenth slower."""
     rng = np.random.default_rng(0)
-    of = dict.fromkeys(verdicts.COLUMNS, "x") | {"threads": 2, "margin": 0.02, "dtype": "float32"}
+    of = dict.fromkeys(verdicts.PAIR_COLUMNS, "x") | {
+        "threads": 2,
+        "margin": 0.02,
+        "dtype": "float32",
+    }
     of |= {"impl": "logits.eager", "metric": "forward_backward", "unit": "ms"}
     roles = {"base": 1.0, "head": 1.1, "control": 1.0, "planted": 1.03}
     rows = [
