@@ -1,41 +1,54 @@
-"""Result files to tidy CSVs, a table and a page. Other reports have a first word: pick, verdicts,
-calibration, regressions.
-"""
+"""``python -m reports``: runs the command that the first word names, by default page."""
 
 import argparse
 import platform
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from reports.analysis import calibration, selection, verdicts
+from reports.analysis import calibration, verdicts
 from reports.analysis.change_points import regressions
-from reports.analysis.pick import NoPick, pick
-from reports.analysis.series import QUANTITY
-from reports.analysis.series import SERIES_ENVIRONMENT as ENVIRONMENT
-from reports.commands import import_line
-from reports.readers.files import of_kind, read
+from reports.analysis.pick import PLANNED, NoPick, pick
+from reports.analysis.selection import newest
+from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT
+from reports.readers.files import read, read_csv, read_kind
 from reports.readers.schema import COLUMNS
 from reports.render import page, tables
+from reports.render.commands import answer
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
+PLANS = [Path("reports/measured/plan.csv"), Path("reports/out/plan.csv")]
 
 
 def main(argv: list[str]) -> int:
-    commands = {
-        "pick": pick_loss,
-        "regressions": list_regressions,
-        "verdicts": list_verdicts,
-        "calibration": show_calibration,
-    }
-    if argv and argv[0] in commands:
-        return commands[argv[0]](argv[1:])
-    parser = argparse.ArgumentParser(prog="python -m reports", description=__doc__)
+    if argv[:1] in (["--help"], ["-h"]):
+        print(HELP)
+        return 0
+    is_command = bool(argv) and argv[0] in COMMANDS
+    name, rest = (argv[0], argv[1:]) if is_command else (DEFAULT, argv)
+    command, _ = COMMANDS[name]
+    return command(rest)
+
+
+def write_page(argv: list[str]) -> int:
+    parser = new_parser(
+        "",
+        "Make tables, tidy CSVs, a picture and a page that opens offline, from all results.",
+        "python -m reports",
+        "python -m reports results/a100 results/h100 --out /tmp/page",
+    )
     add_paths(parser)
-    parser.add_argument("--out", type=Path, default=Path("reports/out"), help="folder to write to")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/out"),
+        metavar="FOLDER",
+        help="(default: %(default)s)",
+    )
     parser.add_argument(
         "--all", action="store_true", help="print the tables of all machines, not of this one alone"
     )
@@ -47,17 +60,14 @@ def main(argv: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     rows[COLUMNS].to_csv(out / "tidy.csv", index=False)
     tables.wide(rows).to_csv(out / "wide.csv", index=False)
-    summary = tables.render(selection.newest(rows))
+    summary = tables.render(newest(rows))
     paths = existing(arguments.paths)
-    edge_cases = merged(
-        tables_of(
-            "edge_cases", paths, out / "edge_cases.csv", ["impl"], notes, keep_default_na=False
-        )
-    )
+    of_cases = [out / "edge_cases.csv"], ["impl"], notes
+    edge_cases = page.merged(read_kind("edge_cases", paths, *of_cases, keep_default_na=False))
     if edge_cases is not None:
         summary += f"\n\n### What each does in edge cases\n\n{tables.edge_case_table(edge_cases)}"
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
-    runs = tables_of("pairs", paths, out / "compare.csv", verdicts.COLUMNS, notes)
+    runs = read_kind("pairs", paths, [out / "compare.csv"], verdicts.PAIR_COLUMNS, notes)
     pairs = pd.concat(runs) if runs else None
     html = page.render(rows, notes, edge_cases, pairs)
     (out / "index.html").write_text(html, encoding="utf-8")
@@ -65,91 +75,57 @@ def main(argv: list[str]) -> int:
     here = rows if arguments.all else rows[rows["machine"] == platform.node()]
     others = rows.loc[~rows.index.isin(here.index), "machine"].nunique()
     if not here.empty:
-        tables.show(selection.newest(here))
+        tables.show(newest(here))
     if others:
         print(f"results of {others} other machines are not shown here: --all shows them")
     print(f"\nindex.html, picture.svg, tidy.csv, wide.csv and summary.md are in {out}")
     return 0
 
 
-def tables_of(
-    kind: str, paths: list[Path], own: Path, columns: list[str], notes: list[str], **options: object
-) -> list[pd.DataFrame]:
-    """What another command left among the results, and in ``own``, beside what is written.
-
-    Each has its ``file`` in a column of that name. A copy of another is left out.
-    """
-    found: dict[Path, pd.DataFrame] = {}
-    for file in [*of_kind(paths, kind), own]:
-        table = beside(file, columns, notes, **options)
-        if table is not None and not any(table.equals(other) for other in found.values()):
-            found[file] = table
-    return [table.assign(file=str(file)) for file, table in found.items()]
-
-
-def merged(matrices: list[pd.DataFrame]) -> pd.DataFrame | None:
-    """Semantics of several files: where they differ a loss has a row for each, and its file."""
-    if not matrices:
-        return None
-    rows = pd.concat(matrices).fillna("")
-    rows = rows.drop_duplicates([name for name in rows if name != "file"])
-    differing = rows["impl"].duplicated(keep=False)
-    named = rows["impl"] + " (" + rows["file"] + ")"
-    return rows.assign(impl=rows["impl"].mask(differing, named)).drop(columns="file")
-
-
-def beside(
-    file: Path, columns: list[str], notes: list[str], **options: object
-) -> pd.DataFrame | None:
-    """The table in ``file``, if there is one; a line in ``notes`` if it is damaged."""
-    if not file.exists():
-        return None
-    try:
-        table = pd.read_csv(file, **options)
-        missing = [name for name in columns if name not in table]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-    except (OSError, ValueError) as error:
-        notes.append(f"passed over {file}: {error}")
-        print(notes[-1], file=sys.stderr)
-        return None
-    return table
-
-
 def pick_loss(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m reports pick",
-        description="The fastest right loss that fits, and the line that imports it, for each "
-        "environment that was measured. Exit 1 if there is none, 2 if nothing was measured.",
+    parser = new_parser(
+        "pick",
+        "Name the fastest right loss that fits, and the line that imports it, for each "
+        "environment\nthat was measured. If the workload was not measured, peaks are those of a "
+        "plan: in PATH or in\nreports/out/plan.csv, where `python -m benchmarks plan` writes it.\n"
+        "Exit 1: no loss fits; 2: nothing was measured.",
+        "python -m reports pick --workload gpt2_text --memory 256MiB",
+        "python -m reports pick --workload llama3_8b@8192 --memory 2GiB --device cuda "
+        "--dtype bfloat16",
     )
     parser.add_argument("--workload", required=True, metavar="NAME[@TOKENS]")
     parser.add_argument(
         "--memory",
         required=True,
         type=size,
-        help="that forward and backward may take beside weights and hidden states, as 8GiB",
+        help="what forward and backward may take in addition to weights and hidden states, as 8GiB",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="any, if left out")
-    parser.add_argument("--dtype", help="any, if left out")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="(default: any)")
+    parser.add_argument("--dtype", help="(default: any)")
     add_paths(parser)
     arguments = parser.parse_args(argv)
-    rows, _ = read_all(parser, arguments.paths)
+    rows, notes = read_all(parser, arguments.paths)
     if rows.empty:
         return 2
+    found = read_kind("plan", existing(arguments.paths), PLANS, PLANNED, notes)
+    plans = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=PLANNED)
+    wanted = arguments.workload, arguments.memory, arguments.device, arguments.dtype
     try:
-        picks = pick(rows, arguments.workload, arguments.memory, arguments.device, arguments.dtype)
+        picks = pick(rows, plans, *wanted)
     except NoPick as reason:
         print(reason, file=sys.stderr)
         return 1
-    print("\n\n".join(f"{one}\n{import_line(one.impl)}" for one in picks))
+    print("\n\n".join(map(answer, picks)))
     return 0
 
 
 def list_regressions(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m reports regressions",
-        description="At which commit did a number rise, and is it back? One line each, the worst "
-        "first. Exit 1 if one is open.",
+    parser = new_parser(
+        "regressions",
+        "Name the commits at which a number rose, and whether it is back: a line each, the worst "
+        "first.\nExit 1: a regression is open; 2: nothing was measured.",
+        "python -m reports regressions",
+        "python -m reports regressions results/ --margin 0.1",
     )
     add_paths(parser)
     parser.add_argument(
@@ -169,22 +145,24 @@ def list_regressions(argv: list[str]) -> int:
     for one in shared:
         print(one)
     still = sum(not one.mended for one in ours)
-    series = len(rows.drop_duplicates([*ENVIRONMENT, *QUANTITY, "impl"]))
+    series = len(rows.drop_duplicates([*SERIES_ENVIRONMENT, *QUANTITY, "impl"]))
     print(f"{len(ours)} regressions, {still} open, in {series} series of {len(rows)} numbers")
     return 1 if still else 0
 
 
 def list_verdicts(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m reports verdicts",
-        description="The verdicts of `python -m benchmarks compare` again, from its raw pairs. "
-        "Exit 1 if something regressed or became wrong.",
+    parser = new_parser(
+        "verdicts",
+        "Repeat the verdicts of `python -m benchmarks compare` from its raw pairs.\n"
+        "Exit 1: something regressed or became wrong; 2: the file has no pairs.",
+        "python -m reports verdicts reports/out/compare.csv",
+        "python -m reports verdicts reports/out/compare.csv --margin 0.05",
     )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--margin", type=margin, help="another than it was measured with")
+    parser.add_argument("file", type=Path, metavar="FILE", help="raw pairs, as a CSV")
+    parser.add_argument("--margin", type=margin, help="(default: the margin of the run)")
     arguments = parser.parse_args(argv)
     try:
-        table = verdicts.verdicts(read_pairs(arguments.file), arguments.margin)
+        table = verdicts.verdicts(read_csv(arguments.file, verdicts.PAIR_COLUMNS), arguments.margin)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
         return 2
@@ -193,20 +171,26 @@ def list_verdicts(argv: list[str]) -> int:
 
 
 def show_calibration(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m reports calibration",
-        description="The table of `python -m benchmarks calibrate` again, from its raw pairs.",
+    parser = new_parser(
+        "calibration",
+        "Repeat the table of `python -m benchmarks calibrate` from its raw pairs.\n"
+        "Exit 2: the file has no pairs.",
+        "python -m reports calibration reports/out/calibration.csv",
+        "python -m reports calibration reports/out/calibration.csv --margin 0.05 --pairs 20",
     )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--margin", type=margin, default=0.02)
+    parser.add_argument("file", type=Path, metavar="FILE", help="raw pairs, as a CSV")
+    parser.add_argument("--margin", type=margin, default=0.02, help="(default: %(default)s)")
     parser.add_argument(
-        "--pairs", type=int, nargs="+", default=[8, 40], help="that a comparison may take"
+        "--pairs",
+        type=int,
+        nargs="+",
+        default=[8, 40],
+        help="the largest number of pairs of a comparison (default: 8 40)",
     )
     arguments = parser.parse_args(argv)
     try:
-        table = calibration.calibration(
-            read_pairs(arguments.file), arguments.margin, arguments.pairs
-        )
+        rows = read_csv(arguments.file, verdicts.PAIR_COLUMNS)
+        table = calibration.calibration(rows, arguments.margin, arguments.pairs)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
         return 2
@@ -214,17 +198,36 @@ def show_calibration(argv: list[str]) -> int:
     return 0
 
 
-def read_pairs(file: Path) -> pd.DataFrame:
-    """The raw pairs in ``file``. Raises ``ValueError`` if it is another kind of CSV."""
-    rows = pd.read_csv(file)
-    missing = [column for column in verdicts.COLUMNS if column not in rows]
-    if missing:
-        raise ValueError(f"no pairs: it lacks {', '.join(missing)}")
-    return rows
+DEFAULT = "page"
+# The function that runs each command, and what the command does.
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    DEFAULT: (write_page, "tables, CSVs and one page of all results (also without a command)"),
+    "pick": (pick_loss, "the fastest right loss that fits in memory"),
+    "regressions": (list_regressions, "the commits at which a number rose"),
+    "verdicts": (list_verdicts, "the verdicts of `benchmarks compare` from its raw pairs"),
+    "calibration": (show_calibration, "the table of `benchmarks calibrate` from its raw pairs"),
+}
+HELP = f"""usage: python -m reports [COMMAND] [PATH ...] [OPTION ...]
+
+Say what the result files mean.
+
+commands:
+{chr(10).join(f"  {name:13}{what}" for name, (_, what) in COMMANDS.items())}
+
+`python -m reports COMMAND --help` shows the options of a command, and examples."""
+
+
+def new_parser(command: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"python -m reports {command}".rstrip(),
+        description=description,
+        epilog="\n  ".join(["examples:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def size(text: str) -> float:
-    """Bytes, of a text as 8GiB, 512MiB or 8GB."""
+    """The bytes in a text such as 8GiB, 512MiB or 8GB."""
     match = re.fullmatch(r"([\d.]+) *([KMGT]?)(i?)B", text)
     try:
         assert match is not None
@@ -246,7 +249,7 @@ def add_paths(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="PATH",
-        help="result files or folders of them: asv's, pytest-benchmark's, tidy CSVs, "
+        help="result files, or folders with such files: asv's, pytest-benchmark's, tidy CSVs, "
         f"Liger-Kernel's history (default: {', '.join(map(str, DEFAULT_PATHS))})",
     )
 
@@ -256,7 +259,7 @@ def existing(paths: list[Path]) -> list[Path]:
 
 
 def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of all of ``paths``; a line, on stderr too, for each file that was passed over."""
+    """The rows in ``paths``, and the lines about files passed over, which stderr gets too."""
     for path in paths:
         if not path.exists():
             parser.error(f"no file or folder {path}")
@@ -269,6 +272,6 @@ def read_all(parser: argparse.ArgumentParser, paths: list[Path]) -> tuple[pd.Dat
 
 
 if __name__ == "__main__":
-    if hasattr(signal, "SIGPIPE"):  # end as others do where `head` has seen enough
+    if hasattr(signal, "SIGPIPE"):  # `head` closes the pipe: end without a traceback
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

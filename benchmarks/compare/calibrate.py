@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     import pandas as pd
 
     from reports.analysis.calibration import calibration, markdown, record
-    from reports.analysis.verdicts import COLUMNS
+    from reports.analysis.verdicts import PAIR_COLUMNS
 
     constant = SAME | {"margin": arguments.margin}
     rows: list[Row] = []
@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
         check_timeable()
         check_device(arguments.device)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        for row in append(arguments.out, progress(same_against_same(arguments)), constant, COLUMNS):
+        for row in append(
+            arguments.out, progress(same_against_same(arguments)), constant, PAIR_COLUMNS
+        ):
             rows.append(row)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         interrupted = True
         print("\ninterrupted", file=sys.stderr)
-    pairs = pd.DataFrame(rows, columns=COLUMNS)
+    pairs = pd.DataFrame(rows, columns=PAIR_COLUMNS)
     found = calibration(pairs, arguments.margin, [arguments.pairs, 5 * arguments.pairs])
     print(f"{markdown(found)}\n\n{len(rows)} rows in {arguments.out}")
     if interrupted:
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
     """Rows of the working tree's ``impls`` against itself. Each comparison has a new server."""
-    from reports.analysis.verdicts import planted
+    from reports.analysis.verdicts import injected_slowdown
 
     cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
     workloads = workloads_of(arguments.impl, arguments.workload, arguments.device)
@@ -72,7 +74,7 @@ def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
                 revisions.prepare(name)
             for pair in range(arguments.pairs):
                 at = number * arguments.pairs + pair
-                yield from revisions.pair(at, cells, planted(arguments.margin))
+                yield from revisions.pair(at, cells, injected_slowdown(arguments.margin))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

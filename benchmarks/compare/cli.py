@@ -67,7 +67,7 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from reports.analysis.calibration import statement
-    from reports.analysis.verdicts import COLUMNS, FAILED, PAIRS, markdown, verdicts
+    from reports.analysis.verdicts import FAILED, PAIR_COLUMNS, PAIRS, markdown, verdicts
 
     commits = {
         role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in REVISIONS
@@ -80,11 +80,11 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     interrupted = False
     try:
         measured = progress(compared_rows(revisions, names, arguments, constant))
-        for row in append(arguments.out, measured, constant, COLUMNS):
+        for row in append(arguments.out, measured, constant, PAIR_COLUMNS):
             rows.append(row)
     except KeyboardInterrupt:
         interrupted = True
-    table = verdicts(pd.DataFrame(rows, columns=COLUMNS))
+    table = verdicts(pd.DataFrame(rows, columns=PAIR_COLUMNS))
     if table.empty:
         if interrupted:
             raise KeyboardInterrupt
@@ -128,7 +128,7 @@ def compared_rows(
     revisions: Comparison, names: list[str], arguments: argparse.Namespace, constant: Row
 ) -> Iterator[Row]:
     """Bytes and errors of each loss, then times of the losses that are right in both revisions."""
-    from reports.analysis.verdicts import planted
+    from reports.analysis.verdicts import injected_slowdown
 
     cells = []
     for name in names:
@@ -146,7 +146,7 @@ def compared_rows(
     yield from pairs(
         revisions,
         cells,
-        planted(arguments.margin),
+        injected_slowdown(arguments.margin),
         arguments.budget,
         functools.partial(decided, constant=constant),
     )

@@ -1,4 +1,4 @@
-"""What verdicts are worth on a machine: the same code, measured against itself over and over."""
+"""How often verdicts are wrong on a machine: the same code is compared with itself many times."""
 
 import bisect
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from scipy import stats
 
 from reports.analysis.verdicts import (
     CELL,
-    ENVIRONMENT,
+    COMPARABLE,
     PAIRS,
     UNDECIDED,
     conclusion,
@@ -18,23 +18,26 @@ from reports.analysis.verdicts import (
     log_ratios,
 )
 
-TABLE = Path(__file__).with_suffix(".csv")  # what is known, of each machine
+TABLE = Path(__file__).with_suffix(".csv")  # the calibrations of all machines
 POWER = 0.95
 CHANGES = np.arange(0.0025, 0.2, 0.0025)
 
 
 def calibration(rows: pd.DataFrame, margin: float, at_most: Sequence[int]) -> pd.DataFrame:
-    """Of raw pairs of the same code, a row for each number of pairs and cell, and for all cells.
+    """A row for each number of pairs and each cell, and for all cells, from pairs of the same code.
 
-    The pairs of a cell are cut into comparisons of ``at_most`` pairs, each of which ends as it
-    would have: at its first verdict, or without one. ``false`` counts those called regressed or
-    improved; ``false_below`` is the one-sided 95 % upper bound of their rate. ``seen`` is the
-    smallest slowdown that ``POWER`` of them call regressed if it is added to what was measured, in
-    steps of 0.25 %; nan if none is. ``scatter`` is the standard deviation of a pair's log-ratio, by
-    its median absolute deviation, as a few pairs are disturbed.
+    The pairs of a cell are cut into comparisons of ``at_most`` pairs. Each comparison ends as
+    ``compare`` would end it: at its first verdict, or without a verdict.
+
+    - ``false``: comparisons that were called regressed or improved.
+    - ``false_below``: the one-sided 95 % upper bound of the rate of such comparisons.
+    - ``seen``: the smallest slowdown that ``POWER`` of the comparisons call regressed when it is
+      added to the measurements, in steps of 0.25 %; nan if there is none.
+    - ``scatter``: the standard deviation of a pair's log-ratio. It is estimated from the median
+      absolute deviation, as a few pairs are disturbed.
     """
     cells = {cell: log_ratios(of) for cell, of in rows.groupby(CELL, sort=False)}
-    environment = rows[ENVIRONMENT].drop_duplicates().to_dict("records")
+    environment = rows[COMPARABLE].drop_duplicates().to_dict("records")
     out = []
     for pairs in at_most:
         parts = {cell: cut(logs, pairs) for cell, logs in cells.items()}
@@ -49,7 +52,7 @@ def calibration(rows: pd.DataFrame, margin: float, at_most: Sequence[int]) -> pd
 
 
 def cut(logs: pd.DataFrame, pairs: int) -> list[pd.DataFrame]:
-    """Whole comparisons of ``pairs`` pairs."""
+    """The whole comparisons of ``pairs`` pairs."""
     return [logs.iloc[end - pairs : end] for end in range(pairs, len(logs) + 1, pairs)]
 
 
@@ -76,12 +79,12 @@ def worth(comparisons: list[pd.DataFrame], margin: float) -> dict[str, float]:
 
 
 def upper_bound(false: int, comparisons: int) -> float:
-    """The one-sided 95 % upper bound of a rate (Clopper and Pearson): 1.49 % for 0 of 200."""
+    """The one-sided 95 % upper bound of a rate (Clopper and Pearson), as 1.49 % for 0 of 200."""
     return float(stats.binomtest(false, comparisons, alternative="less").proportion_ci().high)
 
 
 def ended(logs: pd.DataFrame, margin: float) -> tuple[str, int]:
-    """The verdict at which a comparison of these pairs ends, and after how many of them."""
+    """The verdict with which a comparison of these pairs ends, and the number of pairs it took."""
     for count in range(PAIRS, len(logs) + 1):
         verdict = conclusion(effects(logs.iloc[:count], margin), margin)
         if verdict not in UNDECIDED:
@@ -106,9 +109,9 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def record(table: pd.DataFrame, path: Path = TABLE) -> None:
-    """Put ``table`` in the place of what is known of the same machine at the same margin."""
+    """Write ``table`` to ``path``, where it replaces rows of the same machine and margin."""
     if path.exists():
-        same = [*ENVIRONMENT, "margin"]
+        same = [*COMPARABLE, "margin"]
         known, new = _read(path), table[same].astype(str).agg("|".join, axis=1)
         kept = known[~known[same].astype(str).agg("|".join, axis=1).isin(new)]
         table = pd.concat([kept, table])
@@ -116,10 +119,10 @@ def record(table: pd.DataFrame, path: Path = TABLE) -> None:
 
 
 def statement(environment: Mapping[str, object], margin: float, path: Path = TABLE) -> str:
-    """What is known of verdicts in this environment at this margin, for below them."""
-    known = _read(path) if path.exists() else pd.DataFrame(columns=[*ENVIRONMENT, *CELL, "margin"])
+    """The calibration of this environment at this margin, to be shown below verdicts."""
+    known = _read(path) if path.exists() else pd.DataFrame(columns=[*COMPARABLE, *CELL, "margin"])
     of_all = known[(known["impl"] == "all") & (known["margin"] == margin)]
-    for field in ENVIRONMENT:
+    for field in COMPARABLE:
         of_all = of_all[of_all[field].astype(str) == str(environment[field])]
     lines = [
         f"Calibrated here: of {one.comparisons} comparisons of the same code, of at most "
@@ -129,14 +132,14 @@ def statement(environment: Mapping[str, object], margin: float, path: Path = TAB
         for one in of_all.itertuples()
     ]
     return "\n".join(lines) or (
-        "How often this is wrong on this machine is not known: `python -m benchmarks calibrate` "
-        "measures it."
+        "How often verdicts are wrong on this machine is not known: `python -m benchmarks "
+        "calibrate` measures it."
     )
 
 
 def _read(path: Path) -> pd.DataFrame:
-    rows = pd.read_csv(path, dtype=dict.fromkeys(ENVIRONMENT, str))
-    return rows.fillna(dict.fromkeys([*ENVIRONMENT, *CELL], ""))
+    rows = pd.read_csv(path, dtype=dict.fromkeys(COMPARABLE, str))
+    return rows.fillna(dict.fromkeys([*COMPARABLE, *CELL], ""))
 
 
 def _percent(value: float) -> str:

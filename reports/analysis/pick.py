@@ -1,145 +1,91 @@
-"""The fastest right loss that fits: from what was measured, or from a model of its memory."""
+"""The fastest right loss that fits in memory, from measured times and measured or planned peaks."""
 
-import csv
 import difflib
-import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import optimize
 
-from reports.analysis.selection import TOTAL, level_of, measured, newest, run
-from reports.analysis.series import SERIES_ENVIRONMENT as ENVIRONMENT
-from reports.analysis.series import in_order as by_date
-from reports.render.tables import number
+from reports.analysis.selection import (
+    TOTAL,
+    level_of,
+    measured,
+    newest,
+    run,
+    shape,
+    shapes,
+)
+from reports.analysis.series import SERIES_ENVIRONMENT, in_order
 
-SHAPES = Path(__file__).parents[2] / "benchmarks" / "workloads" / "workloads.csv"
-Shape = tuple[int, int, int]  # tokens N, hidden D, vocabulary V
+SHAPE = ["tokens", "hidden", "vocab"]
+PLANNED = [*SHAPE, "dtype", "device", "torch", "impl", "peak_memory"]  # columns read of a plan
 
 
 class NoPick(LookupError):
-    """There is none to name; the message says why, and what would help."""
+    """No loss can be named. The message says why, and what would help."""
 
 
 @dataclass(frozen=True)
 class Pick:
-    """One environment's and dtype's answer."""
+    """The answer for one environment and dtype."""
 
     dtype: str
-    run: str  # where, in words
+    run: str  # where it was timed, in words
     impl: str
     milliseconds: float  # of forward and backward, at ``timed``
     timed: str  # a workload
-    peak: float  # bytes that forward and backward allocate beside their arguments
+    peak: float  # bytes that forward and backward allocate in addition to their arguments
     error: float  # of the gradients, relative
-    model: "Model | None" = None  # that predicted the peak; None: it was measured
-
-    def __str__(self) -> str:
-        timed = f"{number(self.milliseconds)} ms forward and backward"
-        peak = f"peak {mebibytes(self.peak)}"
-        if self.model is not None:
-            timed += f" at {self.timed}, the nearest size timed"
-            peak += f", predicted by {self.model}"
-        numbers = f"{timed}; {peak}; gradients within {self.error:.1e}"
-        return f"# {self.dtype}, {self.run}\n# {self.impl}: {numbers}"
-
-
-@dataclass(frozen=True)
-class Model:
-    """peak = logits · N·V + weight · V·D bytes, fitted to measured sizes."""
-
-    logits: float
-    weight: float
-    off: float  # by what share a measured peak is off it, at most
-    sizes: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.logits:.3g} · tokens · V + {self.weight:.3g} · V · D bytes, fitted to "
-            f"{self.sizes} sizes and at most {100 * self.off:.1f} % off"
-        )
-
-    def peak(self, shape: Shape) -> float:
-        tokens, hidden, vocab = shape
-        return self.logits * tokens * vocab + self.weight * vocab * hidden
-
-    @classmethod
-    def fit(cls, peaks: dict[Shape, float]) -> "Model | None":
-        """The model nearest to the peaks, in proportion; None if they cannot tell its terms."""
-        terms = np.array([[n * v, v * d] for n, d, v in peaks], dtype=float)
-        bytes_ = np.array(list(peaks.values()), dtype=float)
-        if len(peaks) < 2 or np.linalg.matrix_rank(terms / terms.max(axis=0)) < 2:
-            return None
-        relative = terms / bytes_[:, None]
-        (logits, weight), _ = optimize.nnls(relative, np.ones(len(peaks)))
-        off = float(abs(relative @ [logits, weight] - 1).max())
-        return cls(float(logits), float(weight), off, len(peaks))
-
-
-@functools.cache
-def _shapes() -> dict[str, Shape]:
-    with SHAPES.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        row["name"]: (int(row["tokens"]), int(row["hidden"]), int(row["vocab"])) for row in rows
-    }
-
-
-def shape(workload: str) -> Shape | None:
-    """(N, D, V) of ``NAME`` or ``NAME@TOKENS``; None if there is no such workload."""
-    name, at, count = workload.partition(":")[0].partition("@")
-    if name not in _shapes() or (at and not count.isdecimal()):
-        return None
-    tokens, hidden, vocab = _shapes()[name]
-    return int(count or tokens), hidden, vocab
+    planned: str = ""  # the torch of the plan that has the peak; empty: the peak was measured
 
 
 def pick(
     rows: pd.DataFrame,
+    plans: pd.DataFrame,
     workload: str,
     memory: float,
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[Pick]:
-    """For each environment and dtype: the fastest loss whose peak is within ``memory`` bytes.
+    """For each environment and dtype: the fastest loss whose peak is at most ``memory`` bytes.
 
-    It is of the linear level, at which all losses can be compared in memory. A loss whose gradients
-    are wrong has no times, and is none. Where the workload was not measured, peaks are predicted,
-    and the times that rank are those of the nearest size that was. Raises ``NoPick``.
+    Only losses of level linear are candidates, as their peaks can be compared. A loss whose
+    gradients are wrong has no times, so it is no candidate. If the workload was not measured, peaks
+    come from ``plans`` (rows of ``python -m benchmarks plan``), and times are those of the nearest
+    size that was timed. Raises ``NoPick``.
     """
     if shape(workload) is None and workload not in set(rows["workload"]):
-        near = difflib.get_close_matches(workload, _shapes(), n=3, cutoff=0.4) or list(_shapes())
+        near = difflib.get_close_matches(workload, shapes(), n=3, cutoff=0.4) or list(shapes())
         raise NoPick(f"no workload {workload!r}; did you mean {', '.join(near)}?")
     wanted = (rows["impl"].map(level_of) == "linear") & ~rows["impl"].str.endswith(".reference")
     if device is not None:
-        wanted &= (rows["device"] == "cpu") == (device == "cpu")
+        wanted &= rows["device"].map(_kind) == device
     if dtype is not None:
         wanted &= rows["dtype"] == dtype
     asked = (f" in {dtype}" if dtype else "") + (f" on {device}" if device else "")
     if not wanted.any():
         raise NoPick(f"nothing{asked} was measured at level linear")
-    chosen = by_date(newest(rows[wanted]))
-    groups = [group for _, group in chosen.groupby([*ENVIRONMENT, "dtype"], dropna=False)]
-    candidates = [one for group in groups for one in _measured(group, workload)]
+    chosen = in_order(newest(rows[wanted]))
+    groups = [group for _, group in chosen.groupby([*SERIES_ENVIRONMENT, "dtype"], dropna=False)]
+    candidates = [found for group in groups for found in _measured(group, workload)]
     if not candidates:
-        candidates = [one for group in groups for one in _predicted(group, workload)]
+        candidates = [found for group in groups for found in _planned(group, plans, workload)]
     if not candidates:
         raise NoPick(
-            f"{workload} was not measured{asked}, nor one loss at two sizes or more, from which "
-            f"its memory could be predicted: `python -m benchmarks --workload {workload}` measures"
+            f"{workload} was not measured{asked}, and no plan has it; this command makes a plan: "
+            f"`{_plan_command(chosen, workload.partition(':')[0])}`"
         )
-    fits = [one for one in candidates if _at_most(one) <= memory]
+    fits = [found for found in candidates if found.peak <= memory]
     if not fits:
-        least = min(candidates, key=_at_most)
+        least = min(candidates, key=lambda found: found.peak)
         raise NoPick(
             f"nothing fits in {mebibytes(memory)}: the least is {least.impl} in {least.dtype}, "
-            f"with {mebibytes(_at_most(least))}"
+            f"with {mebibytes(least.peak)}"
         )
     fastest: dict[tuple[str, str], Pick] = {}
-    for one in sorted(fits, key=lambda one: one.milliseconds):
-        fastest.setdefault((one.run, one.dtype), one)
+    for found in sorted(fits, key=lambda found: found.milliseconds):
+        fastest.setdefault((found.run, found.dtype), found)
     return list(fastest.values())
 
 
@@ -147,43 +93,56 @@ def mebibytes(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
 
 
-def _at_most(one: Pick) -> float:
-    return one.peak * (1 + one.model.off) if one.model else one.peak
+def _kind(device: str) -> str:
+    return "cpu" if device == "cpu" else "cuda"
 
 
-def _measured(group: pd.DataFrame, workload: str) -> list[Pick]:
+def _measured(group: pd.DataFrame, workload: str) -> Iterator[Pick]:
     cell = group[group["workload"] == workload]
     if cell.empty:
-        return []
-    table = measured(cell)
+        return
+    table = measured(cell).dropna(subset=[TOTAL, "peak_memory"])
     where, dtype = run(cell), cell["dtype"].iloc[0]
-    return [
-        Pick(dtype, where, impl, one[TOTAL], workload, one["peak_memory"], one["error"])
-        for impl, one in table.dropna(subset=[TOTAL, "peak_memory"]).iterrows()
-    ]
+    for impl, of in table.iterrows():
+        yield Pick(dtype, where, str(impl), of[TOTAL], workload, of["peak_memory"], of["error"])
 
 
-def _predicted(group: pd.DataFrame, workload: str) -> list[Pick]:
+def _planned(group: pd.DataFrame, plans: pd.DataFrame, workload: str) -> Iterator[Pick]:
     wanted = shape(workload)
-    tables = {name: measured(cell) for name, cell in group.groupby("workload", sort=False)}
-    shapes = {name: known for name in tables if (known := shape(str(name))) is not None}
-    if wanted is None or not shapes:
-        return []
-    timed = [name for name in shapes if tables[name][TOTAL].notna().any()]
-    if not timed:
-        return []
-    work = {name: float(np.prod(shapes[name], dtype=float)) for name in timed}
-    nearest = min(timed, key=lambda name: abs(np.log(work[name] / np.prod(wanted, dtype=float))))
-    found = []
-    for impl, one in tables[nearest].dropna(subset=TOTAL).iterrows():
-        peaks = {
-            shapes[name]: float(table.at[impl, "peak_memory"])
-            for name, table in tables.items()
-            if name in shapes and impl in table.index and table.at[impl, "peak_memory"] > 0
-        }
-        model = Model.fit(peaks)
-        if model is not None:
-            peak = model.peak(wanted)
-            numbers = (one[TOTAL], str(nearest), peak, one["error"])
-            found.append(Pick(group["dtype"].iloc[0], run(group), str(impl), *numbers, model))
-    return found
+    of_group = group.iloc[0]
+    tables = {str(name): measured(cell) for name, cell in group.groupby("workload", sort=False)}
+    timed = {
+        name: float(np.prod(size, dtype=float))
+        for name, table in tables.items()
+        if (size := shape(name)) is not None and table[TOTAL].notna().any()
+    }
+    if wanted is None or not timed:
+        return
+    right = (plans[SHAPE] == list(wanted)).all(axis=1) & (plans["dtype"] == of_group["dtype"])
+    right &= (plans["device"] == _kind(of_group["device"])) & plans["peak_memory"].notna()
+    # A plan of the same torch is the best. The plan that was read last is the second best.
+    order = (plans["torch"] == of_group["torch"])[right].sort_values(kind="stable").index
+    peaks = plans.loc[order].drop_duplicates("impl", keep="last").set_index("impl")
+    work = float(np.prod(wanted, dtype=float))
+    nearest = min(timed, key=lambda name: abs(np.log(timed[name] / work)))
+    table = tables[nearest].dropna(subset=TOTAL)
+    for impl in table.index.intersection(peaks.index):
+        of, plan = table.loc[impl], peaks.loc[impl]
+        yield Pick(
+            of_group["dtype"],
+            run(group[group["workload"] == nearest]),
+            str(impl),
+            of[TOTAL],
+            nearest,
+            plan["peak_memory"],
+            of["error"],
+            plan["torch"],
+        )
+
+
+def _plan_command(rows: pd.DataFrame, workload: str) -> str:
+    """The command whose plan has ``workload`` in all dtypes of ``rows``, on one kind of device."""
+    device = min(map(_kind, rows["device"]))
+    dtypes = sorted(set(rows.loc[rows["device"].map(_kind) == device, "dtype"]))
+    words = ["python -m benchmarks plan --workload", workload, *(f"--dtype {of}" for of in dtypes)]
+    return " ".join([*words, "--device cuda"] if device == "cuda" else words)

@@ -1,4 +1,8 @@
-"""Which rows are shown and judged together: cells of a level, workload, dtype and run."""
+"""The rows that belong in a table: levels, runs, cells, and a cell's numbers side by side."""
+
+import csv
+import functools
+from pathlib import Path
 
 import pandas as pd
 
@@ -10,16 +14,43 @@ METRICS = [
     *("sent", "collectives", "communication", "overlap"),  # of sharded losses
     *("forward_backward_unit", "launch", "reserved_memory", "first_call"),
 ]
-# The time that sorts a table: the first of these that was measured.
+# A table is sorted by the first of these that was measured.
 SORTED_BY = ("forward_backward", "forward", "backward", "forward_backward_unit")
-TOTAL = "total"  # of the two metrics of forward and backward together, what a training step takes
+TOTAL = "total"  # the time of forward and backward together that a training step takes
+
+WORKLOADS = Path(__file__).parents[2] / "benchmarks" / "workloads" / "workloads.csv"
+Shape = tuple[int, int, int]  # tokens N, hidden D, vocabulary V
+
+
+def level_of(impl: str) -> str:
+    """The level, which is the part of the name before its first dot; empty if there is no dot."""
+    return impl.partition(".")[0] if "." in impl else ""
+
+
+@functools.cache
+def shapes() -> dict[str, Shape]:
+    """The shape of each workload of ``benchmarks``."""
+    with WORKLOADS.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        row["name"]: (int(row["tokens"]), int(row["hidden"]), int(row["vocab"])) for row in rows
+    }
+
+
+def shape(workload: str) -> Shape | None:
+    """(N, D, V) of ``NAME`` or ``NAME@TOKENS``; None if there is no such workload."""
+    name, at, count = workload.partition(":")[0].partition("@")
+    if name not in shapes() or (at and not count.isdecimal()):
+        return None
+    tokens, hidden, vocab = shapes()[name]
+    return int(count or tokens), hidden, vocab
 
 
 def newest(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each run in which an implementation was measured last.
+    """The rows of the last run of each implementation.
 
-    That is the most recent commit measured in each place, and beside it an older one if it has an
-    implementation that was not measured since.
+    In each place these are of the most recent commit, and of an older commit if an implementation
+    was not measured since.
     """
     where = ("source", "machine", "device", "hardware", "threads", "allocator")
     place = [rows[name] for name in where]
@@ -32,7 +63,7 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def cells(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of each level, workload, dtype and run: what one table compares."""
+    """The rows of each level, workload, dtype and run. A table compares the rows of a cell."""
     keys = ["level", "workload", "text", "dtype", *RUN]
     levels = rows.assign(level=rows["impl"].map(level_of))
     return [cell for _, cell in levels.groupby(keys, sort=False, dropna=False)]
@@ -44,7 +75,7 @@ def title(cell: pd.DataFrame) -> str:
 
 
 def run(cell: pd.DataFrame) -> str:
-    """In words, where and of what a cell was measured."""
+    """Where a cell was measured, and which commit, in words."""
     of = cell.iloc[0]
     facts = [
         of["source"],
@@ -58,22 +89,17 @@ def run(cell: pd.DataFrame) -> str:
     return ", ".join(filter(None, facts))
 
 
-def level_of(impl: str) -> str:
-    """The level: what stands before the name's first dot. Others' names may have none."""
-    return impl.partition(".")[0] if "." in impl else ""
-
-
 def measured(cell: pd.DataFrame) -> pd.DataFrame:
-    """One cell's numbers, the last of each: a row for each implementation, the fastest first.
+    """The last numbers of a cell: a row for each implementation, the fastest first.
 
-    Its columns are:
+    The columns are:
 
-    - ``METRICS``, in milliseconds and bytes;
-    - ``TOTAL``, forward and backward with an upstream gradient of 1, as a training step has it, or
-      of another where that alone was measured;
-    - ``low`` and ``high``, the interval of the time that sorts: of ``TOTAL``, or of the pass that
-      was timed, and ``noisy``, whether it failed its checks;
-    - ``overlap_low`` and ``overlap_high``.
+    - ``METRICS``, in milliseconds and bytes.
+    - ``TOTAL``: the time of forward and backward with an upstream gradient of 1, as in a training
+      step. If some loss was not timed so, it is the time with another upstream gradient.
+    - ``low``, ``high`` and ``noisy``: the interval of the time that sorts the table, and whether
+      that time failed its checks.
+    - ``overlap_low`` and ``overlap_high``: the interval of ``overlap``.
     """
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     values = last["value"].unstack("metric").reindex(columns=METRICS)
@@ -92,5 +118,5 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
     values["noisy"] = noisy[times[0]].eq(True) if times else False
     if times:
         values = values.sort_values(times[0], kind="stable")
-    ends = ["low", "high", "overlap_low", "overlap_high", "noisy"]
+    ends = ["low", "high", "noisy", "overlap_low", "overlap_high"]
     return values.reindex(columns=[*METRICS, TOTAL, *ends])

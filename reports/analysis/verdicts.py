@@ -1,4 +1,4 @@
-"""Raw pairs of two revisions to verdicts: regressed, improved, equivalent or inconclusive."""
+"""Verdicts on raw pairs of two targets: regressed, improved, equivalent, inconclusive, unproven."""
 
 import functools
 from dataclasses import dataclass
@@ -9,53 +9,58 @@ import pandas as pd
 from scipy import stats
 
 CELL = ["workload", "dtype", "impl", "metric"]
-ENVIRONMENT = ["machine", "hardware", "isa", "threads", "allocator", "torch", "driver"]
-COLUMNS = [
-    *ENVIRONMENT,
+# Numbers that differ in one of these fields are never compared.
+COMPARABLE = ["machine", "hardware", "isa", "threads", "allocator", "torch", "driver"]
+PAIR_COLUMNS = [
+    *COMPARABLE,
     *("base", "head", "margin", "workload", "dtype"),
     *("impl", "metric", "unit", "role", "pair", "block", "value"),
 ]
-# Of either end of an interval, at one look at one cell: it is looked at after each pair and may be
-# decided at each look. What that comes to, tests/reports/test_verdicts.py simulates.
+# The error rate of either end of an interval, for a single look at a cell. A cell is looked at
+# after each pair, and each look may decide. tests/reports/analysis/test_verdicts.py simulates the
+# rate of false verdicts that follows.
 ALPHA = 0.005
-CONTROL_ALPHA = 0.025  # of a control's: it can take a verdict back, but gives none
-PAIRS = 8  # at least: of fewer, no test of ranks is as sure as that
-BASES = {  # what each role is held against
+CONTROL_ALPHA = 0.025  # for a control, which can take a verdict back but gives none
+PAIRS = 8  # at least: with fewer, no rank test reaches ALPHA
+BASES = {  # the roles that each role is compared with
     "head": ("base", "control"),
     "control": ("base", "planted"),
     "planted": ("base", "control"),
 }
-NEAR = 2
-FALSE_DISCOVERIES = 0.01  # of all cells called regressed or improved, by Benjamini-Hochberg
-FAILED = ("regressed", "wrong")  # for which the commands exit with 1
+NEAR = 2  # blocks further apart are not compared
+FALSE_DISCOVERIES = 0.01  # the rate among cells called regressed or improved (Benjamini-Hochberg)
+FAILED = ("regressed", "wrong")  # with one of these the commands exit with 1
 UNDECIDED = ("inconclusive", "unproven")
 
 
 class Incomparable(ValueError):
-    """Two numbers of different environments; the message names the field that differs."""
+    """The numbers are of different environments. The message names the field that differs."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The head's time over the base's, as a log, and an interval."""
+    """The log of the ratio of times, head to base, with its interval and verdict."""
 
     estimate: float
     low: float
     high: float
-    p: float  # that it is within half the margin
+    p: float  # of the test that the ratio is within half the margin
     verdict: str
 
 
 def effect(pairs: np.ndarray, margin: float, alpha: float = ALPHA) -> Effect:
-    """The verdict on log-ratios, one for each pair of processes, which are independent.
+    """The verdict on log-ratios. Each is of a pair of processes, and pairs are independent.
 
-    The estimate is their pseudomedian (Hodges and Lehmann: the median of all means of two), the
-    interval that of Wilcoxon's signed-rank test, two-sided at 2 ``alpha``: a pair that something
-    else disturbed counts no more than any other. Equivalent: the interval lies within ±margin.
-    Regressed: it lies above half the margin, so that a change of the margin itself can be seen;
-    improved, likewise. Else, and with fewer than ``PAIRS``, inconclusive.
+    The estimate is the pseudomedian (Hodges and Lehmann: the median of the means of all twos). The
+    interval is that of Wilcoxon's signed-rank test, two-sided at 2 ``alpha``. A pair that something
+    disturbed therefore counts no more than any other pair.
+
+    - Equivalent: the interval lies within ±margin.
+    - Regressed: it lies above half the margin, so that a change of the margin itself can be seen.
+    - Improved: it lies below minus half the margin.
+    - Inconclusive: none of these, or fewer than ``PAIRS`` pairs.
     """
-    limit = np.log1p(margin)
+    log_margin = np.log1p(margin)
     means = np.sort((pairs[:, None] + pairs)[np.triu_indices(len(pairs))] / 2)
     estimate = float(np.median(means)) if len(means) else np.nan
     if len(pairs) < PAIRS:
@@ -63,12 +68,12 @@ def effect(pairs: np.ndarray, margin: float, alpha: float = ALPHA) -> Effect:
     outside = _outside(len(pairs), alpha)
     low, high = means[outside], means[-1 - outside]
     side = "greater" if estimate > 0 else "less"
-    p = stats.wilcoxon(pairs - np.copysign(limit / 2, estimate), alternative=side).pvalue
-    if -limit < low and high < limit:
+    p = stats.wilcoxon(pairs - np.copysign(log_margin / 2, estimate), alternative=side).pvalue
+    if -log_margin < low and high < log_margin:
         verdict = "equivalent"
-    elif low > limit / 2:
+    elif low > log_margin / 2:
         verdict = "regressed"
-    elif high < -limit / 2:
+    elif high < -log_margin / 2:
         verdict = "improved"
     else:
         verdict = "inconclusive"
@@ -77,32 +82,32 @@ def effect(pairs: np.ndarray, margin: float, alpha: float = ALPHA) -> Effect:
 
 @functools.cache
 def _outside(n: int, alpha: float) -> int:
-    """How many of the means of two of ``n`` pairs are left outside either end of the interval.
+    """How many of the means of two of ``n`` pairs lie outside either end of the interval.
 
-    As many as is the largest rank sum t for which P(sum ≤ t) ≤ ``alpha``.
+    The number is the largest rank sum t for which P(sum ≤ t) ≤ ``alpha``.
     """
     ways = np.ones(1)
-    for rank in range(1, n + 1):  # signs are as likely + as -: each rank is in the sum, or not
+    for rank in range(1, n + 1):  # each rank is in the sum with probability 1/2
         ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
     return int(np.searchsorted(np.cumsum(ways) / 2.0**n, alpha, side="right")) - 1
 
 
-def planted(margin: float) -> float:
-    """By what share of its time the planted process is slowed down, which must be seen."""
+def injected_slowdown(margin: float) -> float:
+    """The share of its time by which the process of role "planted" is slowed down."""
     return margin + 0.01
 
 
 def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of one cell's rows, a row for each pair of processes: log(time / the base's) of each role.
+    """A row for each pair of processes of a cell: log(time / time of the base) of each role.
 
-    Each block is held against those of the base that came at most ``NEAR`` before or after it; the
-    ratio is the midmean of these logs, the mean of their middle half. They are of two blocks, never
-    of one and the mean of others: what disturbs a block only adds to it, a mean has less of that
-    skew, and the same code would differ by a quarter of a percent.
+    Each block is compared with base blocks at most ``NEAR`` positions away. The ratio is the
+    midmean of these logs: the mean of their middle half. Each log is of two blocks, never of a
+    block and a mean of blocks: a disturbance only adds time, a mean has less of this skew than a
+    block, and the same code would differ by a quarter of a percent.
 
-    The head's base is two processes, as these know it better than one: the base's, and the
-    control's. The control's is the base's and the planted one's, less its slowdown. That one is no
-    part of the head's, as its waits may change its other calls.
+    For the head, the base is two processes, base and control: two processes know the base better
+    than one. For the control, the base is base and "planted", whose slowdown is subtracted.
+    "Planted" is no base of the head, as its waits may change its other calls.
     """
     measured = rows.sort_values(["pair", "block"])
     blocks = measured[["pair", "role"]].assign(log=np.log(measured["value"]))
@@ -112,18 +117,18 @@ def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
         two = blocks.assign(of_base=before["role"], ratio=blocks["log"] - before["log"])
         swapped = two.rename(columns={"role": "of_base", "of_base": "role"})
         near += [two, swapped.assign(ratio=-two["ratio"])]
-    held = pd.concat(near, ignore_index=True)
-    unplanted = np.log1p(planted(rows["margin"].iloc[0]))
-    held.loc[held["of_base"] == "planted", "ratio"] += unplanted
+    compared = pd.concat(near, ignore_index=True)
+    slowdown = np.log1p(injected_slowdown(rows["margin"].iloc[0]))
+    compared.loc[compared["of_base"] == "planted", "ratio"] += slowdown
     ratios = {}
     for role, bases in BASES.items():
-        of_role = held[(held["role"] == role) & held["of_base"].isin(bases)]
+        of_role = compared[(compared["role"] == role) & compared["of_base"].isin(bases)]
         ratios[role] = of_role.groupby("pair")["ratio"].agg(stats.trim_mean, 0.25)
     return pd.DataFrame(ratios)
 
 
 def effects(logs: pd.DataFrame, margin: float) -> dict[str, Effect]:
-    """The effect of the head, the control and the planted slowdown, of their ``log_ratios``."""
+    """The effects of the head, the control and the injected slowdown, from ``log_ratios``."""
     return {
         role: effect(
             logs[role].dropna().to_numpy(), margin, ALPHA if role == "head" else CONTROL_ALPHA
@@ -133,7 +138,7 @@ def effects(logs: pd.DataFrame, margin: float) -> dict[str, Effect]:
 
 
 def proven(found: dict[str, Effect]) -> bool:
-    """The base against itself did not move, and the planted slowdown was seen."""
+    """The A/A control did not move, and the injected slowdown was seen."""
     return found["control"].verdict == "equivalent" and found["planted"].verdict == "regressed"
 
 
@@ -154,14 +159,14 @@ def conclusion(found: dict[str, Effect], margin: float) -> str:
 
 
 def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
-    """A row for each cell: what it is, verdict, base, head, ratio, low, high, pairs.
+    """A row for each cell: its names, verdict, base, head, ratio, low, high, pairs.
 
     Raises ``Incomparable`` if a cell's numbers are of different environments.
     """
     out = []
     for names, cell in rows.groupby(CELL, sort=False):
         one: dict[str, Any] = dict(zip(CELL, names, strict=True))
-        for field in ENVIRONMENT:
+        for field in COMPARABLE:
             if cell[field].nunique(dropna=False) > 1:
                 both = " and ".join(map(str, cell[field].unique()))
                 raise Incomparable(f"{one['impl']} {one['metric']}: {field} differs, {both}")
@@ -170,7 +175,7 @@ def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
         one["unit"] = cell["unit"].iloc[0]
         one |= medians.reindex(["base", "head"]).to_dict()
         if cell["pair"].isna().all():
-            out.append(one | exact(one["metric"], one["base"], one["head"]))
+            out.append(one | exact_verdict(one["metric"], one["base"], one["head"]))
             continue
         found = effects(log_ratios(cell), least)
         head = found["head"]
@@ -182,10 +187,12 @@ def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
     return table if table.empty else discoveries(table)
 
 
-def exact(metric: str, base: float, head: float) -> dict[str, object]:
-    """Bytes are compared to the byte. An error beyond its budget (1) is wrong, and no change if it
-    was before."""
-    if np.isnan(base + head):  # interrupted before both were there
+def exact_verdict(metric: str, base: float, head: float) -> dict[str, object]:
+    """The verdict on bytes, which are compared exactly, or on an error, whose budget is 1.
+
+    An error beyond its budget is wrong; it is no change if the base was wrong too.
+    """
+    if np.isnan(base + head):  # the run was interrupted before it had both
         return {"verdict": "inconclusive"}
     if metric == "error":
         change = "right" if head <= 1 else "wrong" if base <= 1 else "wrong in both"
@@ -195,7 +202,7 @@ def exact(metric: str, base: float, head: float) -> dict[str, object]:
 
 
 def discoveries(table: pd.DataFrame) -> pd.DataFrame:
-    """Of times called regressed or improved, those that hold among so many cells."""
+    """``table``, where a change of time that may be due to the number of cells is inconclusive."""
     if "p" not in table:
         return table
     timed = table["p"].notna()
@@ -206,7 +213,7 @@ def discoveries(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The verdicts as a table for people, and for a pull request."""
+    """The verdicts as a Markdown table, for a terminal or a pull request."""
     lines = ["| impl | what | base | head | change | verdict |", "|:--|:--|--:|--:|--:|:--|"]
     for one in table.itertuples():
         unit = "" if one.metric == "error" else f" {one.unit}"

@@ -1,1 +1,1 @@
-"""Result files of any kind to tidy rows."""
+"""Readers of result files. Each returns tidy rows: a row has a single number."""

@@ -21,7 +21,7 @@ UNITS = {
 IN_TURN, ONE_BY_ONE = "asv", "asv, one by one"
 
 
-def read(file: Path) -> tuple[pd.DataFrame, list[str]]:
+def read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
     """The rows of a file, and the names of the cells that failed: their rows have no value."""
     try:
         from asv.results import Results  # not on every machine that measures

@@ -1,12 +1,10 @@
-"""The history that Liger-Kernel publishes: its ``benchmark.csv``, with a column for the commit."""
+"""The history that Liger-Kernel publishes: its ``benchmark.csv`` and a column for the commit."""
 
 import pandas as pd
 
-from reports.readers import schema
-from reports.readers.schema import COLUMNS, NUMBERS, NotResults
+from reports.readers.schema import COLUMNS, NUMBERS, NotResults, whole
 
-# Its columns by our names.
-LIGER = {
+RENAMED = {
     "gpu_name": "device",
     "timestamp": "commit_date",
     "kernel_provider": "impl",
@@ -17,18 +15,18 @@ LIGER = {
 }
 
 
-def tidied(rows: pd.DataFrame) -> pd.DataFrame:
-    """Liger-Kernel's ``benchmark.csv``, with a column for the commit; quantiles for intervals."""
-    missing = [name for name in (*LIGER, "commit", "metric_name", "x_value") if name not in rows]
+def from_liger(rows: pd.DataFrame) -> pd.DataFrame:
+    """Tidy rows, whose intervals are from the 20 % quantile to the 80 % quantile."""
+    missing = [name for name in (*RENAMED, "commit", "metric_name", "x_value") if name not in rows]
     if missing:
         raise NotResults(f"no history of Liger-Kernel: it lacks {', '.join(missing)}")
     size = rows["x_name"] + "=" + rows["x_value"].astype(str)
     mode = rows["kernel_operation_mode"]
-    tidy = rows.rename(columns=LIGER).assign(
+    tidy = rows.rename(columns=RENAMED).assign(
         workload=rows["kernel_name"] + " " + size + " " + rows["extra_benchmark_config_str"],
         metric=mode.where(rows["metric_name"] == "speed", mode + "_" + rows["metric_name"]),
         n=1,
     )
     tidy = tidy.reindex(columns=COLUMNS)
     tidy[NUMBERS] = tidy[NUMBERS].apply(pd.to_numeric, errors="coerce")
-    return schema.whole(tidy, "Liger-Kernel")
+    return whole(tidy, "Liger-Kernel")

@@ -1,4 +1,4 @@
-"""pytest-benchmark's JSON."""
+"""pytest-benchmark's JSON (``.benchmarks``)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from reports.analysis.intervals import median_interval
 from reports.readers.schema import frame
 
 
-def read(content: dict[str, Any]) -> pd.DataFrame:
+def from_pytest_benchmark(content: dict[str, Any]) -> pd.DataFrame:
     rows = []
     for benchmark in content["benchmarks"]:
         samples = tuple(1e3 * seconds for seconds in benchmark["stats"]["data"])

@@ -1,4 +1,4 @@
-"""The columns of a tidy row, and what every reader gives: a DataFrame of such rows."""
+"""Tidy rows: the columns that all readers return."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,31 +26,31 @@ COLUMNS = [
 ]
 NUMBERS = ["threads", "value", "ci_low", "ci_high", "n"]
 TEXTS = [name for name in COLUMNS if name not in NUMBERS]
-# What a file may have too: the hash of the workload's text, the samples of a time, and whether the
-# time failed its checks.
+# What a row has too: the hash of the workload's text, the samples of a time, and whether the time
+# failed its checks. A file may lack them.
 EXTRAS = ["text", "samples", "noisy"]
 
 
 class NotResults(ValueError):
-    """A file that is not what its name and place promise; the message says in what."""
+    """The file is not what its name promises. The message says why."""
 
 
 def frame(source: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Tidy rows, with the kind of run that they are from."""
+    """``rows`` as a table that has all columns."""
     return whole(pd.DataFrame(rows), source)
 
 
 def whole(rows: pd.DataFrame, source: str) -> pd.DataFrame:
-    """``rows`` with all columns: what is missing is empty."""
+    """``rows`` with ``COLUMNS``, ``EXTRAS`` and ``source``. What is missing is empty."""
     rows = rows.reindex(columns=[*COLUMNS, *EXTRAS]).assign(source=source)
-    samples = [as_samples(one) for one in rows["samples"]]
+    samples = [as_samples(cell) for cell in rows["samples"]]
     noisy = pd.to_numeric(rows["noisy"], errors="coerce").fillna(0).astype(bool)
     rows["text"] = rows["text"].astype(object).fillna("").astype(str)
     return rows.assign(samples=pd.Series(samples, index=rows.index, dtype=object), noisy=noisy)
 
 
 def as_samples(cell: object) -> tuple[float, ...]:
-    """The samples of a time: a tuple already, or the text of a CSV, with spaces between them."""
+    """The samples of a time: a tuple already, or the text of a CSV, where spaces separate them."""
     if isinstance(cell, tuple):
         return cell
     try:
@@ -59,6 +59,11 @@ def as_samples(cell: object) -> tuple[float, ...]:
         return ()
 
 
+def renamed(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with today's names of implementations: older files call a reference a limit."""
+    return table.assign(impl=table["impl"].replace(r"\.limit$", ".reference", regex=True))
+
+
 def commit_dates(rows: pd.DataFrame) -> pd.Series:
-    """When each row's commit was made; NaT where that is not known."""
+    """The date of each row's commit; NaT if the date is unknown."""
     return pd.to_datetime(rows["commit_date"], utc=True, errors="coerce", format="ISO8601")

@@ -1,4 +1,4 @@
-"""Everything that was measured on one page, which opens offline: no script, font or image."""
+"""All that was measured on one page, which opens offline: no script, font or image."""
 
 import itertools
 from pathlib import Path
@@ -10,12 +10,7 @@ import pandas as pd
 
 from reports.analysis.selection import level_of, measured, title
 from reports.analysis.series import SERIES_ENVIRONMENT
-from reports.render import svg
-from reports.render.changes import comparisons, histories
-from reports.render.sections import charted, charts, sections
-from reports.render.tables import error, interval, mebibytes, number, ratio
-
-Context = dict[str, Any]
+from reports.render import change, cost, svg, tables
 
 
 def render(
@@ -36,15 +31,20 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"ms": number, "ratio": ratio, "mib": mebibytes, "error": error}
-    environment.globals["interval"] = interval
-    names = (f"chart-{n}" for n in itertools.count(1))
+    environment.filters |= {
+        "ms": tables.number,
+        "ratio": tables.ratio,
+        "mib": tables.mebibytes,
+        "error": tables.error,
+    }
+    environment.globals["interval"] = tables.interval
+    idents = (f"chart-{n}" for n in itertools.count(1))
     left_out: list[str] = []
     notes = list(notes)
     context = {
-        **sections(rows, _overwriting(edge_cases), names, left_out),
-        **histories(rows, names, left_out),
-        "comparisons": [] if pairs is None else comparisons(pairs, names, notes),
+        **cost.sections(rows, _overwriting(edge_cases), idents, left_out),
+        **change.histories(rows, idents, left_out),
+        "comparisons": [] if pairs is None else change.comparisons(pairs, idents, notes),
         "edge_cases": None if edge_cases is None else _matrix(edge_cases),
         "environments": _environments(rows),
         "notes": notes,
@@ -58,9 +58,9 @@ def render(
 
 def picture(rows: pd.DataFrame) -> str:
     """The first cell's chart of time and memory, as an SVG file of its own; empty if none is."""
-    names = iter(["picture"])
-    for cell in charted(rows):
-        for chart in charts(measured(cell), title(cell), names):
+    idents = iter(["picture"])
+    for cell in cost.charted(rows):
+        for chart in cost.charts(measured(cell), title(cell), idents):
             return svg.standalone(str(chart))
     return ""
 
@@ -73,7 +73,18 @@ def _overwriting(edge_cases: pd.DataFrame | None) -> set[str]:
     return set(found.str.partition(" (")[0])  # a file may follow
 
 
-def _matrix(edge_cases: pd.DataFrame) -> Context:
+def merged(matrices: list[pd.DataFrame]) -> pd.DataFrame | None:
+    """The edge cases of several files. Where they differ, a loss has a row for each file."""
+    if not matrices:
+        return None
+    rows = pd.concat(matrices).fillna("")
+    rows = rows.drop_duplicates([name for name in rows if name != "file"])
+    differing = rows["impl"].duplicated(keep=False)
+    named = rows["impl"] + " (" + rows["file"] + ")"
+    return rows.assign(impl=rows["impl"].mask(differing, named)).drop(columns="file")
+
+
+def _matrix(edge_cases: pd.DataFrame) -> dict[str, Any]:
     """The edge_cases, and in which cells one parts from the builtin of its level."""
     cases = [name for name in edge_cases if name != "impl"]
     builtins = edge_cases.set_index("impl")
@@ -89,7 +100,7 @@ def _matrix(edge_cases: pd.DataFrame) -> Context:
     return {"cases": cases, "rows": rows}
 
 
-def _environments(rows: pd.DataFrame) -> list[Context]:
+def _environments(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Where numbers came from: what makes them comparable, and how many there are."""
     found = []
     for _, group in rows.groupby(SERIES_ENVIRONMENT, dropna=False, sort=False):

@@ -1,4 +1,4 @@
-"""The charts of the page."""
+"""The charts: a single accent, and labels next to the points."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,10 +14,10 @@ from reports.render.svg import (
     MUTED,
     RIGHT,
     RULE,
-    label_points,
+    add_labels,
+    add_scale,
     new_axes,
-    set_scale,
-    svg,
+    to_svg,
 )
 
 
@@ -33,8 +33,8 @@ def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
     time, memory = points[TOTAL], points["peak_memory"] / 2**20
     front = pareto(points)
     figure, axes = new_axes(max(300, LINE * len(points) + 110))
-    set_scale(axes, "x", [*time, *reference[TOTAL]])
-    set_scale(axes, "y", [*memory, *reference["peak_memory"] / 2**20])
+    add_scale(axes, "x", [*time, *reference[TOTAL]])
+    add_scale(axes, "y", [*memory, *reference["peak_memory"] / 2**20])
     for x, y in zip(reference[TOTAL], reference["peak_memory"] / 2**20, strict=True):
         axes.axvline(x, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -48,14 +48,14 @@ def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
     axes.plot(time[~on], memory[~on], "o", color=MUTED, fillstyle="none", zorder=3)
     axes.set_xlabel("forward and backward (ms)")
     axes.set_ylabel("peak memory (MiB)")
-    label_points(
+    add_labels(
         axes,
         [(x, y, _short(i), i in front) for i, x, y in zip(points.index, time, memory, strict=True)],
     )
     told = "; ".join(
         f"{i}: {t:.4g} ms, {m:.4g} MiB" for i, t, m in zip(points.index, time, memory, strict=True)
     )
-    return svg(
+    return to_svg(
         figure,
         ident,
         f"Time against peak memory, {name}",
@@ -75,7 +75,7 @@ def pareto(points: pd.DataFrame) -> list[str]:
 
 
 def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
-    """Each time as a multiple of the reference's, a row for each implementation."""
+    """Each time as a multiple of the reference's time, a row for each implementation."""
     reference = table[table.index.str.endswith(".reference")].iloc[0]
     passes = ["forward", "backward", TOTAL]
     ratios = (
@@ -118,7 +118,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
         f"{i}: " + ", ".join(f"{p.replace('_', ' and ')} {r:.2f}" for p, r in one.dropna().items())
         for i, one in ratios[::-1].iterrows()
     )
-    return svg(figure, ident, f"Times as multiples of the reference, {name}", told + ".")
+    return to_svg(figure, ident, f"Times as multiples of the reference, {name}", told + ".")
 
 
 def history(
@@ -130,7 +130,7 @@ def history(
     scale, unit = (2**20, "MiB") if unit == "bytes" else (1, unit)
     changed = {one.impl for one in changes}
     figure, axes = new_axes(max(260, LINE * len(series) + 110))
-    set_scale(axes, "y", [value / scale for one in series.values() for value in one])
+    add_scale(axes, "y", [value / scale for one in series.values() for value in one])
     labels = []
     for impl, one in series.items():
         x, y = [place[commit] for commit in one.index], one.to_numpy() / scale
@@ -165,7 +165,7 @@ def history(
     axes.set_xticks(ends, [commits[end][:8] for end in ends])
     axes.set_xlabel(f"{len(commits)} commits, oldest first")
     axes.set_ylabel(f"{unit}")
-    label_points(axes, labels)
+    add_labels(axes, labels)
     told = "; ".join(
         f"{i}: {one.iloc[0] / scale:.4g} to {one.iloc[-1] / scale:.4g} {unit}"
         for i, one in series.items()
@@ -175,7 +175,7 @@ def history(
         f"{one.before / scale:.4g} to {one.after / scale:.4g} {unit}."
         for one in changes
     )
-    return svg(figure, ident, f"History of {name}", f"{told}. {marks}")
+    return to_svg(figure, ident, f"History of {name}", f"{told}. {marks}")
 
 
 def samples(groups: Mapping[str, Sequence[float]], unit: str, ident: str, name: str) -> str:
@@ -189,7 +189,7 @@ def samples(groups: Mapping[str, Sequence[float]], unit: str, ident: str, name: 
     axes.spines["left"].set_visible(False)
     axes.set_ylim(-len(groups) + 0.4, 0.6)
     axes.set_xlabel(f"{unit}; the diamond is the median")
-    return svg(
+    return to_svg(
         figure,
         ident,
         f"Samples of {name}",

@@ -1,6 +1,6 @@
-"""Figures as SVG for a page: one accent, direct labels, text left as text.
+"""Axes, labels and colours of the charts, and a chart as SVG: its text stays text.
 
-Colours are the page's own variables, so a chart follows it into dark mode and print.
+Colours are the variables of the page, so that a chart follows the page into dark mode and print.
 """
 
 import io
@@ -58,7 +58,7 @@ def new_axes(height: float, right: int = RIGHT, left: int = 70) -> tuple[Figure,
     return figure, axes
 
 
-def set_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> None:
+def add_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> None:
     """Ticks that a reader can count by: of a logarithm only where the values span three or more."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     if min(values) > 0 and max(values) >= 3 * min(values):
@@ -74,7 +74,7 @@ def set_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> 
     axes.set_axisbelow(True)
 
 
-def label_points(axes: Axes, points: Sequence[tuple[float, float, str, bool]]) -> None:
+def add_labels(axes: Axes, points: Sequence[tuple[float, float, str, bool]]) -> None:
     """Each point's name at the right edge, at its own height or next to it: no two overlap."""
     axes.autoscale_view()
     box = axes.get_window_extent()
@@ -106,7 +106,7 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str, bool]]) -
         )
 
 
-def svg(figure: Figure, ident: str, title: str, description: str) -> str:
+def to_svg(figure: Figure, ident: str, title: str, description: str) -> str:
     """The figure as an ``<svg>`` for HTML: named for a screen reader, its ids its own."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
@@ -142,7 +142,7 @@ def variables(dark: bool) -> str:
 
 
 def standalone(chart: str) -> str:
-    """A chart of ``svg`` as a file of its own, with its colours."""
+    """A chart of ``to_svg`` as a file of its own, with its colours."""
     style = (
         f"<style>:root {{ {variables(dark=False)}}} "
         f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(dark=True)}}} }} "

@@ -1,4 +1,4 @@
-"""Tidy rows to tables that a person reads, one for each level, workload, dtype and run."""
+"""Tidy rows as Markdown tables: a table for each level, workload, dtype and run."""
 
 from collections.abc import Iterator
 
@@ -8,21 +8,23 @@ import pandas as pd
 from reports.analysis.selection import METRICS, RUN, cells, level_of, measured, run, title
 
 MEBIBYTES = 2**20, "MiB"
-# What is not in milliseconds: how many make one as shown, and what that is called.
-UNITS = {
+# For metrics that are not in milliseconds: the divisor, and the unit that a table shows.
+DISPLAY_UNITS = {
     **{"peak_memory": MEBIBYTES, "saved_memory": MEBIBYTES, "sent": MEBIBYTES},
     **{"reserved_memory": MEBIBYTES, "collectives": (1, "count")},
 }
 LEGEND = (
-    "A cell has the median, its multiple of builtin, and its multiple of the reference: a copy of "
-    "the logits, or the\nmatrix products alone (docs/how-we-measure.md). `error` is that of the "
-    "gradients, relative to float64's. In\n`forward_backward_unit` the upstream gradient is "
-    "exactly 1, in the other times it is not.\n`first_call` is that of forward and backward."
+    "A cell has the median, its multiple of builtin, and its multiple of the reference. The "
+    "reference is the work that\nno loss can avoid, timed in the same rounds: from logits, reading "
+    "them (forward) or copying them (backward, or both);\nelse the matrix products "
+    "(docs/how-we-measure.md). `error` is the error of the gradients, relative to float64's.\nIn "
+    "`forward_backward_unit` the upstream gradient is exactly 1; in the other times it is not. "
+    "`first_call` is\nthe first forward and backward."
 )
 SHARDED = (
-    "A number is that of the rank with the largest. `sent` is what it hands to collectives, "
-    "`communication` their time,\neach waited for at once, `overlap` the share of it that passes "
-    "while the rank computes, a 95 % interval."
+    "A number is of the rank with the largest number. `sent` is what a rank hands to collectives. "
+    "`communication` is their\ntime if each is waited for at once. `overlap` is the share of this "
+    "time that passes while the rank computes, as a 95 %\ninterval."
 )
 
 
@@ -66,7 +68,7 @@ def sections(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def comparison(cell: pd.DataFrame) -> pd.DataFrame:
-    """One cell's implementations, fastest first: values, and their multiples of two baselines."""
+    """A row for each implementation of a cell, the fastest first: values and their multiples."""
     table = measured(cell)
     values = table[METRICS].dropna(axis="columns", how="all")
     level = level_of(values.index[0])
@@ -74,7 +76,7 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     shown = pd.DataFrame(index=values.index)
     for metric, column in values.items():
         if metric == "error":
-            shown[metric] = [f"{value:.1e}" if pd.notna(value) else "-" for value in column]
+            shown[metric] = column.map(error)
             continue
         if metric == "first_call":  # once, and so of no multiple
             shown["first_call (s)"] = [number(value) for value in column]
@@ -83,7 +85,7 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
             ends = zip(table["overlap_low"], table["overlap_high"], strict=True)
             shown["overlap (share)"] = [interval(low, high) for low, high in ends]
             continue
-        scale, unit = UNITS.get(str(metric), (1, "ms"))
+        scale, unit = DISPLAY_UNITS.get(str(metric), (1, "ms"))
         multiples = [column / base for base in baselines[metric]]
         shown[f"{metric} ({unit})"] = [
             " ".join(f"{number(one):>6}" for one in numbers)
@@ -115,15 +117,14 @@ def number(value: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Two decimals, or one digit below 0.1."""
+    """Two decimals, or one digit below a tenth."""
     if not np.isfinite(value):
         return "-"
     return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.1g}"
 
 
-def mebibytes(count: float) -> str:
-    """The number alone, of bytes."""
-    return number(count / 2**20)
+def mebibytes(value: float) -> str:
+    return number(value / 2**20)
 
 
 def error(value: float) -> str:

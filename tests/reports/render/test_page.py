@@ -1,12 +1,8 @@
-"""The page, opened as a reader opens it: in a browser, on a phone, in the dark, with no network."""
+"""The page: its verdicts, charts, changes and comparisons."""
 
-import itertools
-import json
 import re
-import shutil
 import time
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,93 +11,20 @@ import pytest
 
 from benchmarks import ROOT
 from reports.__main__ import main
-from reports.analysis import verdicts
-from reports.analysis.change_points import changes
-from reports.analysis.series import groups
+from reports.analysis.change_points import changes, groups
 from reports.readers.files import read
-from reports.readers.schema import whole
-from reports.render import changes as changes_on_page
-from reports.render import page, plots
-from tests.reports.test_pick import loss
-from tests.reports.test_reports import sharded, tidy, write_csv
-
-LOSSES = {
-    **{
-        "linear.reference": (683, 150),
-        "linear.builtin": (767, 589),
-        "linear.logits.fused": (729, 393),
-    },
-    **{"linear.cce": (741, 347), "linear.fused": (779, 216), "linear.chunked_vocab": (979, 182)},
-    **{
-        "logits.reference": (16, 196),
-        "logits.builtin": (71, 589),
-        "logits.fused_in_place": (42, 0.04),
-    },
-}
-REGRESSED = "c" * 40
-
-
-def measured(**more: object) -> list[dict[str, object]]:
-    return [row for impl, cell in LOSSES.items() for row in loss(impl, *cell, **more)]
-
-
-def asv_file(folder: Path, commit: str, day: int, ms: float) -> None:
-    """A commit's results, as ``asv run --record-samples`` leaves them."""
-    params = [["'logits.eager'", "'logits.fused'"], ["'gpt2_text@256'"], ["'float32'"]]
-    samples = [[ms + n / 100 for n in range(7)], [5 + n / 100 for n in range(7)]]
-    content = {
-        "commit_hash": commit,
-        "env_name": "virtualenv-py3.11",
-        "date": 1767225600000 + day * 86400000,
-        "params": {"machine": "asv box", "torch": "2.13.0", "python": "3.11"},
-        "python": "3.11",
-        "requirements": {},
-        "env_vars": {},
-        "result_columns": ["result", "params", "version", "samples"],
-        "results": {
-            "logits.CPU.track_forward_backward": [
-                [float(np.median(one)) for one in samples],
-                params,
-                "1",
-                samples,
-            ]
-        },
-        "durations": {},
-        "version": 2,
-    }
-    folder.mkdir(exist_ok=True)
-    (folder / f"{commit[:8]}-env.json").write_text(json.dumps(content))
-
-
-def pairs() -> pd.DataFrame:
-    """What ``python -m benchmarks compare`` writes of a loss that became a tenth slower."""
-    rng = np.random.default_rng(0)
-    of = dict.fromkeys(verdicts.COLUMNS, "x") | {"threads": 2, "margin": 0.02, "dtype": "float32"}
-    of |= {"impl": "logits.eager", "metric": "forward_backward", "unit": "ms"}
-    roles = {"base": 1.0, "head": 1.1, "control": 1.0, "planted": 1.03}
-    rows = [
-        of | {"role": role, "pair": pair, "block": n, "value": 10 * ratio * rng.normal(1, 1e-3)}
-        for pair in range(10)
-        for n, (role, ratio) in enumerate(4 * list(roles.items()))
-    ]
-    return pd.DataFrame(rows)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """A folder as ``python -m reports`` leaves it of everything that there can be."""
-    source, out = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("out")
-    there = {"machine": "other", "device": "NVIDIA H100", "commit": "b" * 40, "dtype": "bfloat16"}
-    write_csv(source, *measured(), *measured(**there), *loss("logits.wrong", None, 3))
-    for day in range(12):
-        commit = REGRESSED if day == 6 else f"{day:02x}" * 20
-        asv_file(source / "asv", commit, day, 20.0 if day < 6 else 30.0)
-    (source / "half.json").write_text('{"env_name": ')
-    edge_cases = {"impl": list(LOSSES), "the input": ["untouched"] * 8 + ["overwritten"]}
-    pd.DataFrame(edge_cases).to_csv(out / "edge_cases.csv", index=False)
-    pairs().to_csv(out / "compare.csv", index=False)
-    assert main([str(source), "--out", str(out)]) == 0
-    return out
+from reports.render import change, page, plots
+from tests.reports.rows import (
+    REGRESSED,
+    as_read,
+    loss,
+    measured,
+    pairs,
+    sharded,
+    tidy,
+    words,
+    write_csv,
+)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +231,6 @@ def test_odd_numbers_break_nothing() -> None:
     assert "a &lt; b" in html
 
 
-@pytest.mark.slow
 def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp_path) -> None:
     rng = np.random.default_rng(0)
     commits, dates = 100, pd.date_range("2020-01-01", periods=100, tz="UTC").astype(str)
@@ -334,17 +256,20 @@ def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp
     assert len(html) < 5e6
     text = words(html)
     assert "older numbers are not in their charts" in text
-    assert f"{changes_on_page.HISTORIES} of 100 histories are drawn" in text
-    assert f"{changes_on_page.CHANGES} of " in text
+    assert f"{change.HISTORIES} of 100 histories are drawn" in text
+    assert f"{change.CHANGES} of " in text
     assert "logits.n7" in text
 
 
 def test_falls_are_changes_too_and_no_regressions() -> None:
-    rows = [
-        tidy(value=10.0 if n < 6 else 8.0, commit=f"c{n}", commit_date=f"2026-01-{n + 1:02}")
-        for n in range(12)
-    ]
-    [[one]] = changes(groups(whole(pd.DataFrame(rows), "x")), 0.05)
+    rows = pd.DataFrame(
+        [
+            tidy(value=10.0 if n < 6 else 8.0, commit=f"c{n}", commit_date=f"2026-01-{n + 1:02}")
+            for n in range(12)
+        ]
+    ).assign(source="x")
+    [group] = groups(rows)
+    [one] = changes(group, 0.05)
     assert (one.commit, one.last, one.rise) == ("c6", "c5", False)
 
 
@@ -360,160 +285,3 @@ def test_readmes_picture_is_of_the_committed_numbers() -> None:
     svg = "{http://www.w3.org/2000/svg}"
     style = ElementTree.fromstring(committed).findtext(f"{svg}style")
     assert set(re.findall(r"var\((--\w+)\)", committed)) <= set(re.findall(r"(--\w+):", style))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    binary = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip(f"no {'Chromium' if binary is None else 'chromedriver'} is installed here")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in (
-        *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
-    ):
-        options.add_argument(f"--{flag}")
-    chromium = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chromium
-    chromium.quit()
-
-
-@pytest.fixture
-def opened(browser, site):
-    """The page, on a screen of 1280 pixels, in light."""
-    browser.get_log("browser"), browser.get_log("performance")
-    show(browser, 1280, "light")
-    browser.get((site / "index.html").as_uri())
-    return browser
-
-
-def open_details(browser) -> None:
-    browser.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
-
-
-def show(browser, width: int, scheme: str, media: str = "") -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
-
-
-def test_it_opens_with_no_error_and_no_request(opened, site) -> None:
-    assert opened.get_log("browser") == []
-    file = (site / "index.html").as_uri()
-    messages = [json.loads(one["message"])["message"] for one in opened.get_log("performance")]
-    sent = [one["params"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    urls = [one["request"]["url"] for one in sent if one["documentURL"] == file]
-    assert urls == [file]
-
-
-def test_every_implementation_measured_is_on_it(opened, site) -> None:
-    shown = opened.execute_script("return document.body.innerText")
-    for impl in pd.read_csv(site / "tidy.csv")["impl"].unique():
-        assert impl in shown
-
-
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_itself_never_scrolls_sideways(opened, width) -> None:
-    show(opened, width, "light")
-    open_details(opened)
-    assert opened.execute_script("return document.documentElement.scrollWidth") <= width
-    smallest = opened.execute_script(
-        "return Math.min(...[...document.querySelectorAll('svg')].map(one => 12.5 *"
-        " one.getBoundingClientRect().width / one.viewBox.baseVal.width))"
-    )
-    assert smallest > 9.5  # pixels, of a chart's text
-
-
-CONTRAST = """
-const channel = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-const luminance = text => {
-  const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(channel);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-const paper = luminance(getComputedStyle(document.body).backgroundColor);
-const against = text => {
-  const [low, high] = [paper, luminance(text)].sort((a, b) => a - b);
-  return (high + 0.05) / (low + 0.05);
-};
-const texts = [...document.querySelectorAll('body *')].filter(
-  one => [...one.childNodes].some(node => node.nodeType == 3 && node.data.trim())
-    && !one.closest('style, title, desc'));
-return [paper, Math.min(...texts.map(one => {
-  const style = getComputedStyle(one);
-  return against(one.closest('svg') ? style.fill : style.color);
-}))];
-"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_stands_out_in_light_and_dark_and_print_is_light(opened, scheme) -> None:
-    show(opened, 1280, scheme)
-    paper, least = opened.execute_script(CONTRAST)
-    assert (paper > 0.5) == (scheme == "light")
-    assert least >= 4.5  # WCAG AA
-    show(opened, 1280, scheme, media="print")
-    paper, least = opened.execute_script(CONTRAST)
-    assert paper > 0.5
-    assert least >= 4.5
-
-
-def test_by_keyboard(opened) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-
-    opened.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
-    skip = opened.switch_to.active_element
-    assert skip.text == "To the content"
-    assert skip.rect["x"] >= 0
-    assert (
-        opened.execute_script("return getComputedStyle(arguments[0]).outlineStyle", skip) == "solid"
-    )
-    regions = opened.find_elements(By.CSS_SELECTOR, ".scroll")
-    assert regions
-    assert all(one.get_attribute("tabindex") == "0" and one.accessible_name for one in regions)
-
-
-def test_by_screen_reader(opened) -> None:
-    from selenium.webdriver.common.by import By
-
-    def find(selector: str):
-        return opened.find_elements(By.CSS_SELECTOR, selector)
-
-    assert [len(find(name)) for name in ("h1", "header", "nav[aria-label]", "main", "footer")] == [
-        1
-    ] * 5
-    levels = [int(one.tag_name[1]) for one in find("h1, h2, h3, h4")]
-    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
-    open_details(opened)
-    for chart in find("svg"):
-        assert chart.aria_role == "image"
-        assert chart.accessible_name
-        assert chart.find_element(By.TAG_NAME, "desc").get_attribute("textContent")
-    assert len(find("table")) == len(find("table > caption")) == len(find(".scroll"))
-    assert not find("th:not([scope])")
-    ids = [one.get_attribute("id") for one in find("[id]")]
-    assert len(ids) == len(set(ids))
-    for one in find("[aria-labelledby]"):
-        assert set(one.get_attribute("aria-labelledby").split()) <= set(ids)
-
-
-def as_read(rows: list[dict[str, object]]) -> pd.DataFrame:
-    """Rows as ``read`` gives them."""
-    frame = whole(pd.DataFrame(rows), "now.csv")
-    frame["threads"] = pd.to_numeric(frame["threads"], errors="coerce")
-    return frame
-
-
-def words(html: str) -> str:
-    """What a reader sees, with single spaces."""
-    body = re.sub(r"<style>.*?</style>|<(title|desc)[^>]*>.*?</\1>", " ", html, flags=re.DOTALL)
-    text = re.sub(r"</?(strong|code|a|span|em)\b[^>]*>", "", body)
-    text = re.sub(r"<[^>]*>", " ", text)
-    return " ".join(text.replace("&#39;", "'").replace("&#34;", '"').split())

@@ -1,4 +1,4 @@
-"""The page's sections: for each cell a table and charts, for each workload which loss to take."""
+"""The page's sections Verdict and Cost: which loss to take, and a table and charts of each cell."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,18 +7,26 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from reports.analysis import selection
-from reports.analysis.pick import shape
-from reports.analysis.selection import METRICS, TOTAL, level_of
+from reports.analysis.selection import (
+    METRICS,
+    TOTAL,
+    cells,
+    level_of,
+    measured,
+    newest,
+    run,
+    shape,
+    title,
+)
 from reports.analysis.series import SERIES_ENVIRONMENT
-from reports.commands import reproduce
 from reports.readers.schema import commit_dates
 from reports.render import plots
+from reports.render.commands import reproduce
 from reports.render.tables import error, mebibytes, number, ratio
 
-# What keeps the page small and quick. Beyond these it says what it leaves out.
+# More would make the page large and slow. The page says what it leaves out.
 SECTIONS = 30  # with a table
-CHARTED = 8  # of those, with charts
+CHARTED = 8  # of these sections, with charts
 
 Context = dict[str, Any]
 
@@ -26,8 +34,7 @@ Context = dict[str, Any]
 def charted(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The cells of which the page has sections, in its order: the largest workload first."""
     known = rows["impl"].map(level_of).ne("") & rows["metric"].isin(METRICS)
-    cells = selection.cells(selection.newest(rows[known])) if known.any() else []
-    return sorted(cells, key=_order)
+    return sorted(cells(newest(rows[known])), key=_order) if known.any() else []
 
 
 def _order(cell: pd.DataFrame) -> tuple[object, ...]:
@@ -44,32 +51,32 @@ def _place(of: pd.Series) -> tuple[str, ...]:
 
 
 def sections(
-    rows: pd.DataFrame, overwriting: set[str], names: Iterator[str], left_out: list[str]
+    rows: pd.DataFrame, overwriting: set[str], idents: Iterator[str], left_out: list[str]
 ) -> Context:
     """A table and charts for each cell, and for each workload and environment a verdict."""
-    cells = charted(rows)
-    if len(cells) > SECTIONS:
+    chosen = charted(rows)
+    if len(chosen) > SECTIONS:
         left_out.append(
-            f"{len(cells) - SECTIONS} of {len(cells)} tables, those of the smallest workloads, are "
-            "not on this page; wide.csv has them."
+            f"{len(chosen) - SECTIONS} of {len(chosen)} tables are not on this page, those of the "
+            "smallest workloads; wide.csv has them."
         )
-    if len(cells) > CHARTED:
+    if len(chosen) > CHARTED:
         left_out.append(f"Only the first {CHARTED} tables have charts.")
-    sections: list[Context] = []
+    shown: list[Context] = []
     cards: dict[tuple[str, ...], Context] = {}
     judged = set()
-    for n, cell in enumerate(cells[:SECTIONS]):
-        table, of, title = selection.measured(cell), cell.iloc[0], selection.title(cell)
+    for n, cell in enumerate(chosen[:SECTIONS]):
+        table, of, name = measured(cell), cell.iloc[0], title(cell)
         section = {
             "id": f"cell-{n + 1}",
-            "title": title,
-            "run": selection.run(cell),
+            "title": name,
+            "run": run(cell),
             "is_sharded": of["level"] == "sharded",
             "rows": [_row(str(impl), one, table, cell) for impl, one in table.iterrows()],
             "untimed": list(table.index[table[["forward", TOTAL]].isna().all(axis=1)]),
-            "charts": list(charts(table, title, names)) if n < CHARTED else [],
+            "charts": list(charts(table, name, idents)) if n < CHARTED else [],
         }
-        sections.append(section)
+        shown.append(section)
         key = (of["workload"], of["dtype"], *_place(of))
         sentences = _verdict(table, overwriting)
         # The section of an older commit has what was not measured since, and no verdict.
@@ -78,22 +85,22 @@ def sections(
         judged.add((*key, of["level"]))
         size = shape(of["workload"])
         card = {
-            "title": title.partition(" · ")[2],
+            "title": name.partition(" · ")[2],
             "size": size and "{:,} tokens × {:,} hidden × {:,} vocabulary".format(*size),
             "run": section["run"],
             "levels": [],
         }
         level = {"level": of["level"], "section": section["id"], **sentences}
         cards.setdefault(key, card)["levels"].append(level)
-    return {"sections": sections, "verdicts": list(cards.values())}
+    return {"sections": shown, "verdicts": list(cards.values())}
 
 
-def charts(table: pd.DataFrame, title: str, names: Iterator[str]) -> Iterator[Markup]:
+def charts(table: pd.DataFrame, title: str, idents: Iterator[str]) -> Iterator[Markup]:
     is_reference = table.index.str.endswith(".reference")
     if table.loc[~is_reference, [TOTAL, "peak_memory"]].notna().all(axis=1).any():
-        yield Markup(plots.time_and_memory(table, next(names), title))
+        yield Markup(plots.time_and_memory(table, next(idents), title))
     if is_reference.any() and table.loc[~is_reference, TOTAL].notna().any():
-        yield Markup(plots.multiples(table, next(names), title))
+        yield Markup(plots.multiples(table, next(idents), title))
 
 
 def _row(impl: str, one: pd.Series, table: pd.DataFrame, cell: pd.DataFrame) -> Context:

@@ -8,9 +8,9 @@ from scipy import stats
 from reports.analysis.calibration import calibration, record, statement, upper_bound
 from reports.analysis.verdicts import (
     ALPHA,
-    COLUMNS,
-    ENVIRONMENT,
+    COMPARABLE,
     FAILED,
+    PAIR_COLUMNS,
     PAIRS,
     UNDECIDED,
     Incomparable,
@@ -34,9 +34,9 @@ def rows(
     impl: str = "logits.mine",
     disturbed: float = 0.02,
 ):
-    """Pairs in which the head takes ``head`` times as long as the base, as they are measured.
+    """Raw pairs in which the head takes ``head`` times as long as the base.
 
-    Each process is off by ``noise`` as a whole, and what disturbs a block adds ``disturbed``.
+    ``noise`` scatters each process as a whole. ``disturbed`` is the mean disturbance of a block.
     """
     rng = np.random.default_rng(seed)
     slower = {"base": 1.0, "head": head, "control": 1.0, "planted": 1 + MARGIN + 0.01}
@@ -52,10 +52,10 @@ def rows(
         for block, role in enumerate(np.ravel([rng.permutation(list(slower)) for _ in range(12)]))
         for rest in [1 + rng.exponential(disturbed)]
     ]
-    constant = dict.fromkeys(ENVIRONMENT, "same") | {"margin": MARGIN, "dtype": "float32"}
+    constant = dict.fromkeys(COMPARABLE, "same") | {"margin": MARGIN, "dtype": "float32"}
     constant |= {"base": "a", "head": "b", "impl": impl, "metric": "forward", "unit": "ms"}
     constant |= {"workload": "w"}
-    return pd.DataFrame(cells).assign(**constant).reindex(columns=COLUMNS)
+    return pd.DataFrame(cells).assign(**constant).reindex(columns=PAIR_COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_the_base_is_known_by_two_processes() -> None:
     assert ratios[1] == pytest.approx(ratios[0], abs=0.002)
 
 
-def test_the_planted_process_is_a_second_base_of_the_control_alone() -> None:
+def test_the_injected_slowdown_is_a_second_base_of_the_control_alone() -> None:
     """What its waits do to its own calls must not show in the head."""
     before, faster = rows(1.01, 0.003), rows(1.01, 0.003)
     faster.loc[faster["role"] == "planted", "value"] *= 0.98
@@ -148,7 +148,7 @@ def test_what_was_interrupted_in_its_first_round_is_unproven(roles: list[str]) -
     assert "unproven" in markdown(verdicts(begun))
 
 
-@pytest.mark.parametrize("field", ENVIRONMENT)
+@pytest.mark.parametrize("field", COMPARABLE)
 def test_different_environments_are_not_compared(field: str) -> None:
     mixed = rows(1.0, 0.003)
     mixed.loc[mixed["role"] == "head", field] = "another"
@@ -163,8 +163,8 @@ def test_bytes_are_compared_to_the_byte_and_errors_with_their_budget() -> None:
         {"impl": f"x{number}", "metric": metric, "role": role, "value": value, "unit": "bytes"}
         for number, (metric, base, head) in enumerate(cells)
         for role, value in (("base", base), ("head", head))
-    ).assign(**dict.fromkeys(ENVIRONMENT, "same"), margin=MARGIN, dtype="float32", workload="w")
-    table = verdicts(exact.reindex(columns=COLUMNS))
+    ).assign(**dict.fromkeys(COMPARABLE, "same"), margin=MARGIN, dtype="float32", workload="w")
+    table = verdicts(exact.reindex(columns=PAIR_COLUMNS))
     assert list(table["verdict"]) == ["regressed", "improved", "wrong", "right", "wrong in both"]
     assert list(table["verdict"].isin(FAILED)) == [True, False, True, False, False]
     assert "| 100 bytes | 101 bytes | +1 bytes | **regressed** |" in markdown(table)
@@ -206,7 +206,7 @@ def test_calibration_calls_a_verdict_on_the_same_code_false() -> None:
 
 def test_a_calibration_is_quoted_on_its_own_machine_alone(tmp_path) -> None:
     path = tmp_path / "calibration.csv"
-    here = dict.fromkeys(ENVIRONMENT, "same")
+    here = dict.fromkeys(COMPARABLE, "same")
     assert "is not known" in statement(here, MARGIN, path)
     for pairs in (200, 100):  # the second takes the place of the first
         record(calibration(rows(1.0, 0.003, pairs=pairs), MARGIN, [10]), path)

@@ -5,6 +5,9 @@ import shlex
 
 import pandas as pd
 
+from reports.analysis.pick import Pick, mebibytes
+from reports.render.tables import number
+
 
 def load_name(impl: str) -> str:
     """The name that ``impls.load`` takes: a row's may have a level in front of a path or a loss."""
@@ -25,15 +28,25 @@ def import_line(impl: str) -> str:
     return f'from impls import load; {function} = load("{name}"){in_front}.fn'
 
 
+def answer(of: Pick) -> str:
+    """A pick as lines of Python: where and what, as comments, and the import."""
+    timed = f"{number(of.milliseconds)} ms forward and backward"
+    peak = f"peak {mebibytes(of.peak)}"
+    if of.planned:
+        timed += f" at {of.timed}, the nearest size timed"
+        peak += f", planned with torch {of.planned}"
+    numbers = f"{timed}; {peak}; gradients within {of.error:.1e}"
+    return f"# {of.dtype}, {of.run}\n# {of.impl}: {numbers}\n{import_line(of.impl)}"
+
+
 def reproduce(of: pd.Series) -> str:
     """The command that measures a row's cell again, at its commit and on its machine."""
     level = of["impl"].partition(".")[0]
     if str(of["source"]).startswith("asv"):
         if of["workload"].startswith("gpt2_text"):
             # asv's own times, one cell after the other, are not in the quick profile.
-            quick = (of["source"], of["workload"], of["dtype"]) == (
-                *("asv", "gpt2_text@256", "float32"),
-            )
+            cell_of_quick = ("asv", "gpt2_text@256", "float32")
+            quick = (of["source"], of["workload"], of["dtype"]) == cell_of_quick
             profile = "" if quick else "BENCHMARK_PROFILE=regular "
         else:
             profile = "BENCHMARK_PROFILE=large "
@@ -52,7 +65,7 @@ def reproduce(of: pd.Series) -> str:
     words += ["--dtype", of["dtype"], *([] if device == "cpu" else ["--device", "cuda"])]
     words += ["--allocator", "default"] if of["allocator"] == "default" else []
     is_reference = of["impl"].endswith(".reference")
-    # A reference is measured with any loss; that of a level is measured where a loss of it is.
+    # A reference is measured with each loss of its level, so the command names a loss.
     losses = [f"{level}.builtin"] if level == "linear" or (is_reference and not ranks) else []
     losses += [] if is_reference else [load_name(of["impl"])]
     for loss in dict.fromkeys(losses):

@@ -1,4 +1,4 @@
-"""What changed, for the page: histories with their changes, and comparisons of two revisions."""
+"""The page's section Change: histories with their changes, and comparisons of two revisions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,25 +10,25 @@ from markupsafe import Markup
 from reports.analysis import verdicts
 from reports.analysis.change_points import Change, changes
 from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT, groups, series
-from reports.commands import reproduce
 from reports.readers.schema import commit_dates
 from reports.render import plots
+from reports.render.commands import reproduce
 
-# What keeps the page small and quick. Beyond these it says what it leaves out.
+# More would make the page large and slow. The page says what it leaves out.
 HISTORIES = 12  # with a chart
 SERIES = 200  # in which changes are looked for
-POINTS = 10_000  # of them all
+POINTS = 10_000  # of all series
 COMMITS = (10, 200)  # of each series: at least, at most
 CHANGES = 100  # in the table
 FLAGGED = 8  # changes with their samples
-AROUND = 10  # commits on either side, whose values stand in for samples
+AROUND = 10  # commits on either side, whose values are shown if there are no samples
 
-MARGIN = 0.05  # the least change to mark
+MARGIN = 0.05  # smaller changes are not marked
 
 Context = dict[str, Any]
 
 
-def histories(rows: pd.DataFrame, names: Iterator[str], left_out: list[str]) -> Context:
+def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) -> Context:
     """Charts of what was measured at several commits, the changes in it, and their samples."""
     candidates = groups(_recent(rows, left_out))
     candidates.sort(key=lambda group: -group["commit"].nunique())
@@ -52,7 +52,7 @@ def histories(rows: pd.DataFrame, names: Iterator[str], left_out: list[str]) -> 
         parts = [of[name] for name in ("metric", "workload", "dtype", "device")]
         title = " · ".join(filter(None, map(str, parts)))
         lines = series(group)
-        chart = Markup(plots.history(lines, marked, of["unit"], next(names), title))
+        chart = Markup(plots.history(lines, marked, of["unit"], next(idents), title))
         charts.append({"title": title, "place": _words(of), "chart": chart})
     pairs = [(one, group) for group, marked in found for one in marked]
     pairs.sort(key=lambda pair: -_weight(pair[0]))
@@ -84,7 +84,7 @@ def histories(rows: pd.DataFrame, names: Iterator[str], left_out: list[str]) -> 
             "open": state == "open",
         }
         if n < FLAGGED:
-            of |= _raw(one, group, scale, unit, names)
+            of |= _raw(one, group, scale, unit, idents)
         listed.append(of)
     return {"histories": charts, "changes": listed}
 
@@ -122,7 +122,7 @@ def _weight(change: Change) -> float:
 
 
 def _raw(
-    one: Change, group: pd.DataFrame, scale: float, unit: str, names: Iterator[str]
+    one: Change, group: pd.DataFrame, scale: float, unit: str, idents: Iterator[str]
 ) -> Context:
     """The samples at the commit of a change and at the one before it.
 
@@ -142,17 +142,17 @@ def _raw(
             f"up to {one.last[:10]}": list(values[max(0, at - AROUND) : at]),
             f"from {one.commit[:10]}": list(values[at : at + AROUND]),
         }
-    chart = plots.samples(kept, unit, next(names), one.cell)
+    chart = plots.samples(kept, unit, next(idents), one.cell)
     return {"samples": _listed(kept), "chart": Markup(chart)}
 
 
-def comparisons(pairs: pd.DataFrame, names: Iterator[str], notes: list[str]) -> list[Context]:
+def comparisons(pairs: pd.DataFrame, idents: Iterator[str], notes: list[str]) -> list[Context]:
     """Verdicts on two revisions, with the samples of each cell that is not plainly unchanged."""
     found = []
-    keys = ["file", *verdicts.ENVIRONMENT, "base", "head", "workload"]
+    keys = ["file", *verdicts.COMPARABLE, "base", "head", "workload"]
     for _, part in pairs.groupby(keys, dropna=False, sort=False):
         of = part.iloc[0]
-        place = ", ".join(str(of[name]) for name in verdicts.ENVIRONMENT if pd.notna(of[name]))
+        place = ", ".join(str(of[name]) for name in verdicts.COMPARABLE if pd.notna(of[name]))
         judged: list[Context] = []
         comparison = {
             "title": f"{of['base']} → {of['head']}, {of['workload']}",
@@ -173,7 +173,7 @@ def comparisons(pairs: pd.DataFrame, names: Iterator[str], notes: list[str]) -> 
                 one |= {"base": one["base"] / 2**20, "head": one["head"] / 2**20, "unit": "MiB"}
             if one["unit"] == "ms" and one["verdict"] != "equivalent":
                 kept = {str(role): list(values) for role, values in cell.groupby("role")["value"]}
-                chart = Markup(plots.samples(kept, "ms", next(names), name))
+                chart = Markup(plots.samples(kept, "ms", next(idents), name))
                 one |= {"samples": _listed(kept), "chart": chart}
             judged.append(one | {"what": name})
         found.append(comparison)

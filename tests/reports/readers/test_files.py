@@ -1,0 +1,154 @@
+"""Result files of every kind become rows; damaged ones are named and passed over."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ROOT
+from reports.readers.files import read
+from reports.readers.schema import COLUMNS
+from reports.render.commands import reproduce
+from tests.reports.rows import tidy, write_csv
+
+ANOTHER_PROJECT = json.dumps(
+    {
+        **{
+            "commit_hash": "c" * 40,
+            "env_name": "x",
+            "date": 0,
+            "params": {"machine": "m"},
+            "python": "3",
+        },
+        **{"requirements": {}, "env_vars": {}, "result_columns": ["result", "params"]},
+        **{"results": {"suite.time_it": [[1.0], []]}, "durations": {}, "version": 2},
+    }
+)
+
+
+SAMPLES = [0.010, 0.011, 0.012, 0.013, 0.014, 0.015, 0.016]
+
+
+@pytest.fixture
+def asv_results(tmp_path) -> Path:
+    """A folder as ``asv run --record-samples`` leaves it: one skipped cell, one failed."""
+    params = [
+        ["'logits.builtin'", "'logits.eager'", "'logits.wrong'"],
+        ["'gpt2_text'"],
+        ["'float32'"],
+    ]
+    content = {
+        "commit_hash": "b" * 40,
+        "env_name": "virtualenv-py3.11",
+        "date": 1767225600000,
+        "params": {"machine": "box", "torch": "2.13.0", "python": "3.11"},
+        "python": "3.11",
+        "requirements": {"torch": "2.13.0"},
+        "env_vars": {"MALLOC_MMAP_THRESHOLD_": "4294967296"},
+        "result_columns": ["result", "params", "version", "samples"],
+        "results": {
+            "logits.CPU.time_forward": [
+                [0.013, float("nan"), None],
+                params,
+                "1",
+                [SAMPLES, None, None],
+            ],
+            "logits.CPU.track_peak_memory": [[4096, 2048, float("nan")], params, "1"],
+            "environment.track_threads": [[2], [], "1"],
+        },
+        "durations": {},
+        "version": 2,
+    }
+    folder = tmp_path / "results" / "box"
+    folder.mkdir(parents=True)
+    (folder / "bbbbbbbb-env.json").write_text(json.dumps(content))
+    (folder / "machine.json").write_text("{}")
+    return tmp_path / "results"
+
+
+def test_asv(asv_results) -> None:
+    rows, notes = read([asv_results])
+    assert list(rows["metric"]) == ["forward", "peak_memory", "peak_memory"]
+    forward = rows.iloc[0]
+    assert forward["impl"] == "logits.builtin"
+    assert forward["value"] == pytest.approx(13.0)
+    assert (forward["ci_low"], forward["ci_high"]) == pytest.approx((10.0, 16.0))
+    assert (forward["n"], forward["unit"], forward["device"]) == (7, "ms", "cpu")
+    assert (forward["threads"], forward["allocator"]) == (2, "pinned")
+    assert rows.loc[rows["impl"] == "logits.eager", "value"].tolist() == [2048]
+    assert len(notes) == 1
+    assert "'logits.wrong', 'gpt2_text', 'float32') failed" in notes[0]
+
+
+def test_asv_of_two_ranks(asv_results) -> None:
+    [file] = asv_results.rglob("bbbbbbbb-env.json")
+    params = [["'sharded.eager'"], ["'gpt2_text@256'"], ["'float32'"]]
+    results = {
+        "sharded.CPUx2.track_sent": [[4096], params, "1"],
+        "sharded.CPUx2.track_collectives": [[4], params, "1"],
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"results": results}))
+    rows, _ = read([asv_results])
+    assert rows[["metric", "unit", "value"]].values.tolist() == [
+        ["sent", "bytes", 4096],
+        ["collectives", "count", 4],
+    ]
+    assert set(rows["device"]) == {"cpu × 2"}
+    assert '--bench "sharded.CPUx2.*' in reproduce(rows.iloc[0])
+
+
+def test_pytest_benchmark(tmp_path) -> None:
+    about = {name: value for name, value in tidy(metric="backward").items() if name in COLUMNS[:12]}
+    content = {"benchmarks": [{"extra_info": about, "stats": {"data": SAMPLES}}]}
+    (tmp_path / "0001.json").write_text(json.dumps(content))
+    rows, notes = read([tmp_path])
+    assert not notes
+    assert rows.iloc[0][["metric", "value", "unit", "n"]].tolist() == ["backward", 13.0, "ms", 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("broken.json", '{"env_name": ', "damaged JSON"),
+        ("foreign.json", '{"hello": 1}', "neither asv's nor pytest-benchmark's"),
+        ("list.json", "[1, 2]", "neither asv's nor pytest-benchmark's"),
+        ("old.json", '{"env_name": "x", "version": 999}', "not readable by asv"),
+        ("empty.csv", "", "damaged CSV"),
+        ("other.csv", "a,b\n1,2\n", "no tidy CSV: it lacks machine"),
+        ("half.json", '{"benchmarks": [{"stats": {}}]}', "not of this project, or damaged"),
+        ("another_project.json", ANOTHER_PROJECT, "not of this project, or damaged"),
+    ],
+)
+def test_what_cannot_be_read_is_named_and_passed_over(tmp_path, name, text, why) -> None:
+    write_csv(tmp_path, tidy())
+    (tmp_path / name).write_text(text)
+    rows, notes = read([tmp_path])
+    assert len(rows) == 1
+    assert len(notes) == 1
+    assert name in notes[0]
+    assert why in notes[0]
+
+
+def test_a_file_begun_before_hardware_was_recorded(tmp_path) -> None:
+    row = tidy()
+    del row["hardware"]
+    write_csv(tmp_path, row)
+    rows, notes = read([tmp_path])
+    assert (rows["hardware"].tolist(), notes) == ([""], [])
+
+
+def test_older_files_that_call_the_reference_a_limit(tmp_path) -> None:
+    for level in ("logits", "linear", "sharded"):
+        rows, _ = read([write_csv(tmp_path, tidy(impl=f"{level}.limit"))])
+        assert rows["impl"].tolist() == [f"{level}.reference"]
+    committed, _ = read([ROOT / "reports" / "measured"])
+    references = committed["impl"].str.endswith(".reference")
+    assert set(committed.loc[references, "source"]) >= {"epyc.csv", "numbers.csv"}
+    assert not committed["impl"].str.endswith(".limit").any()
+
+
+def test_half_written_last_row_is_dropped(tmp_path) -> None:
+    file = write_csv(tmp_path, tidy(), tidy(metric="backward"))
+    file.write_text(file.read_text().rstrip()[:-12])
+    rows, _ = read([file])
+    assert rows["metric"].tolist() == ["forward"]

@@ -1,0 +1,63 @@
+"""Tables: what is compared, in which order, with which multiples."""
+
+import pandas as pd
+import pytest
+
+from reports.analysis.selection import measured, newest
+from reports.render import tables
+from tests.reports.rows import sharded, tidy
+
+
+@pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
+def test_the_fastest_comes_first(metric: str) -> None:
+    times = {"logits.builtin": 2.0, "logits.chunked_vocab": 3.0, "logits.eager": 1.0}
+    rows = pd.DataFrame([tidy(impl=name, metric=metric, value=ms) for name, ms in times.items()])
+    assert list(tables.comparison(rows).index) == sorted(times, key=times.__getitem__)
+
+
+def test_table_shows_the_newest_commit_of_each_machine() -> None:
+    rows = pd.DataFrame(
+        [
+            tidy(source="asv", commit="old", commit_date="2026-01-01T00:00:00+00:00"),
+            tidy(source="asv", commit="new", commit_date="2026-01-02T00:00:00+01:00"),
+            tidy(source="asv", commit="only", machine="other"),
+        ]
+    )
+    assert newest(rows)["commit"].tolist() == ["new", "only"]
+
+
+def test_different_runs_are_not_mixed() -> None:
+    rows = pd.DataFrame(
+        [
+            tidy(source="asv", threads=2),
+            tidy(source="asv", threads=1, impl="logits.builtin"),
+            tidy(source="asv", threads=2, allocator="default", impl="logits.builtin"),
+        ]
+    )
+    assert len(list(tables.sections(rows))) == 3
+
+
+def test_a_sharded_loss_is_compared_with_the_reference_of_as_many_ranks() -> None:
+    rows = pd.DataFrame(sharded("cpu × 2") + sharded("cpu × 4")).assign(source="x.csv")
+    (first, _, table), (second, *_) = tables.sections(rows)
+    assert first.startswith("sharded · gpt2_text · float32 · cpu × 2")
+    assert second.endswith("cpu × 4")
+    of = table.loc["sharded.fused"]
+    assert of["forward_backward (ms)"].split() == ["15.00", "-", "1.50"]
+    assert of["sent (MiB)"].split() == ["3.00", "-", "3.00"]
+    assert of["collectives (count)"].split()[0] == "7.00"
+    assert of["overlap (share)"] == "0.61 to 0.83"
+
+
+def test_a_total_is_of_an_upstream_gradient_of_one_where_all_have_it() -> None:
+    of = {"impl": "logits.eager", "metric": "forward_backward", "value": 3.0}
+    unit = of | {"metric": "forward_backward_unit", "value": 2.0}
+    both = pd.DataFrame([tidy(**of), tidy(**unit)])
+    assert measured(both)["total"].tolist() == [2.0]
+    other = pd.DataFrame([tidy(**of), tidy(**unit), tidy(**of | {"impl": "logits.builtin"})])
+    assert measured(other)["total"].tolist() == [3.0, 3.0]
+
+
+def test_an_overlap_that_says_nothing_is_not_shown() -> None:
+    assert tables.interval(-2.62, 1.06) == "not measurable here"
+    assert tables.interval(-0.19, 0.47) == "-0.19 to 0.47"

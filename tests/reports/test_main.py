@@ -1,0 +1,46 @@
+"""``python -m reports``: its help, and the files that it writes."""
+
+import pandas as pd
+import pytest
+
+from reports.__main__ import COMMANDS, main
+from reports.readers.schema import COLUMNS
+from tests.reports.rows import tidy, write_csv
+
+
+def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
+    file = write_csv(
+        tmp_path,
+        tidy(),
+        tidy(impl="logits.builtin", value=25.0),
+        tidy(impl="logits.reference", value=5.0),
+        tidy(metric="peak_memory", unit="bytes", value=2**21),
+    )
+    assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "12.50   0.50   2.50" in printed
+    assert "2.00      -      -" in printed
+    assert (tmp_path / "out" / "summary.md").read_text().strip() in printed
+    written = pd.read_csv(tmp_path / "out" / "tidy.csv")
+    assert list(written) == COLUMNS
+    assert len(written) == 4
+    wide = pd.read_csv(tmp_path / "out" / "wide.csv").set_index("impl")
+    assert wide.loc["logits.eager", ["forward", "peak_memory"]].tolist() == [12.5, 2**21]
+
+
+def test_help_names_each_command_and_the_help_of_each_has_examples(capsys) -> None:
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"\n  {command} " in listed
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert "examples:\n  python -m reports" in capsys.readouterr().out
+
+
+def test_command_with_nothing_to_read(tmp_path, capsys) -> None:
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert "make bench" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "missing")])
+    assert "no file or folder" in capsys.readouterr().err
