@@ -57,7 +57,7 @@ class Comparison:
         self.commits = {
             role: export(revision, server.folder / role) for role, revision in names.items()
         }
-        self.workloads: dict[str, str] = {}  # by level
+        self.workloads: dict[str, str] = {}  # a level's
         self.compiling = False
         self.prepares = True
         self.roles: dict[str, Process] = {}
@@ -103,7 +103,7 @@ class Comparison:
             self.server.ask_later("compile_once")
 
     def give(self, workloads: Mapping[str, Workload]) -> None:
-        """Give the server the tensors of each level. Raises ``Unmeasurable``."""
+        """Each level's tensors, before anything is measured. Raises ``Unmeasurable``."""
         self.workloads = {level: chosen.name for level, chosen in workloads.items()}
         for level, chosen in workloads.items():
             given = tensors(chosen, level, self.dtype, self.device)
