@@ -36,9 +36,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action) if action.default else action.help
 
 
-def add(parser: argparse.ArgumentParser, option: str, **otherwise: Any) -> None:
-    """Have ``parser`` take ``option``, but for what is ``otherwise`` here."""
-    parser.add_argument(option, **OPTIONS[option] | otherwise)
+def add(parser: argparse.ArgumentParser, option: str, **changes: Any) -> None:
+    """Add ``option`` to the parser, with ``changes`` to its settings in ``OPTIONS``."""
+    parser.add_argument(option, **OPTIONS[option] | changes)
 
 
 def chosen_losses(
