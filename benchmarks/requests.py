@@ -1,4 +1,4 @@
-"""Processes that answer requests: how they are started and asked, and what is said if they fail.
+"""Processes that answer requests: how to start and ask them, and what to say if one fails.
 
 A request and its answer are pickled, and cross a socket pair. ``benchmarks.compare`` asks a tree of
 forks this way, ``benchmarks.ranks`` a group of ranks. This module imports nothing that takes long:
@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import ROOT
 from benchmarks.environment.variables import first_on_path
 
-GRACE = 10.0  # seconds in which a process ends that has closed its channel
+GRACE = 10.0  # seconds in which a process ends after it closed its channel
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Process:
         return f"did not answer {self.asked!r} within {seconds:.0f} s"
 
     def end(self) -> str:
-        """How the process ended, which has closed its channel."""
+        """How the process ended. It has closed its channel."""
         code = None
         if self.popen is not None:
             with suppress(subprocess.TimeoutExpired):
@@ -89,7 +89,7 @@ class Process:
         return f"died: {lines[-1]}" if code is None else f"ended with exit code {code}: {lines[-1]}"
 
     def close(self) -> None:
-        """Close the channel. Kill the process with its forks, if it is none itself."""
+        """Close the channel. Kill the process and its forks, unless it is a fork itself."""
         if self.popen is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.popen.pid, signal.SIGKILL)
@@ -110,7 +110,7 @@ def start(
 
     Ctrl-C spares a session of its own. What the process prints goes to ``log``.
     """
-    # Not "-m": what is pickled would be of the module "__main__", and imported a second time.
+    # Not "-m": the module would be "__main__" then, and be imported again by its name to unpickle.
     code = f"import sys; from {module} import main; main(*sys.argv[1:])"
     ours, theirs = pair(limit)
     fd = theirs.fileno()
@@ -129,8 +129,8 @@ def start(
 
 
 def pair(limit: float) -> tuple[Connection, Connection]:
-    """Our end of a channel, and theirs. A process that is stopped reads nothing: to send to it
-    takes ``limit`` seconds at most."""
+    """Our end of a channel, and theirs. Sending takes ``limit`` seconds at most: a process that is
+    stopped reads nothing."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(limit), 0))
     return Connection(ours.detach()), Connection(theirs.detach())

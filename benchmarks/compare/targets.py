@@ -22,10 +22,10 @@ class UnknownRevision(LookupError):
 
 
 def export(revision: str, folder: Path) -> str:
-    """Put the ``impls`` of ``revision`` into ``folder``; the commit that it is.
+    """Put the ``impls`` of ``revision`` into ``folder``, and return the revision's commit.
 
-    "." is the working tree as it is now, with what is not committed: its commit has a "+" behind
-    it if it differs from HEAD. No worktree is made, and the clone is only read.
+    "." is the working tree as it is now, with uncommitted changes. If it has such changes, a "+"
+    follows its commit. No git worktree is made, and the clone is only read.
     """
     if revision == WORK_TREE:
         ignore = shutil.ignore_patterns("__pycache__")
@@ -69,7 +69,7 @@ def sources(folder: Path, name: str) -> dict[Path, bytes]:
 
 
 def _imports(source: bytes, package: str) -> Iterator[str]:
-    """What a module of ``package`` imports from ``impls``; names in modules are among it."""
+    """What a module of ``package`` imports from ``impls``: modules, and perhaps names in them."""
     statements: Iterator[ast.AST] = iter(())
     with suppress(SyntaxError):  # the process that imports it says so
         statements = ast.walk(ast.parse(source))
@@ -87,6 +87,6 @@ def _imports(source: bytes, package: str) -> Iterator[str]:
 def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     if shutil.which("git") is None:
         raise UnknownRevision(
-            "git is not installed here: . alone, the working tree, can be compared"
+            "git is not installed here: only ., the working tree, can be compared"
         )
     return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True)
