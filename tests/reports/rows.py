@@ -114,12 +114,13 @@ def asv_file(folder: Path, commit: str, day: int, ms: float) -> None:
         "env_vars": {},
         "result_columns": ["result", "params", "version", "samples"],
         "results": {
-            "logits.CPU.track_forward_backward_multiple": [
+            f"logits.CPU.track_forward_backward{suffix}": [
                 [float(np.median(one)) for one in samples],
                 params,
                 "1",
                 samples,
             ]
+            for suffix in ("", "_multiple")
         },
         "durations": {},
         "version": 2,

@@ -1,5 +1,7 @@
 """``python -m reports``: its help, and the files that it writes."""
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -17,10 +19,14 @@ def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
         tidy(metric="peak_memory", unit="bytes", value=2**21),
     )
     assert main([str(file), "--out", str(tmp_path / "out")]) == 0
+    assert "results of 1 other machines are not shown" in capsys.readouterr().out
+    assert main([str(file), "--all", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "12.50   0.50   2.50" in printed
-    assert "2.00      -      -" in printed
-    assert (tmp_path / "out" / "summary.md").read_text().strip() in printed
+    assert re.search(r"eager +12.50 +0.50 +2.50 +2.00", printed)
+    assert max(map(len, printed.partition("index.html")[0].splitlines())) <= 80
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "12.50   0.50   2.50" in summary
+    assert "2.00      -      -" in summary
     written = pd.read_csv(tmp_path / "out" / "tidy.csv")
     assert list(written) == COLUMNS
     assert len(written) == 4

@@ -116,7 +116,7 @@ def test_the_front_is_what_no_other_is_faster_and_lighter_than() -> None:
 def test_a_flagged_cell_has_its_samples_its_commit_and_its_command(html) -> None:
     text = words(html)
     assert "logits.eager, forward backward" in text
-    assert f"{REGRESSED[:10]} 20.03 ms 30.03 ms +49.9 %" in text
+    assert f"{REGRESSED[:10]} 20.03 × reference 30.03 × reference +49.9 %" in text
     assert "30, 30.01, 30.02, 30.03, 30.04, 30.05, 30.06" in text
     assert f"'logits.eager', 'gpt2_text@256', 'float32'\" {REGRESSED[:10]}^!" in text
     assert "logits.fused, forward backward" not in text  # it did not change
@@ -262,14 +262,11 @@ def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp
 
 
 def test_falls_are_changes_too_and_no_regressions() -> None:
-    rows = pd.DataFrame(
-        [
-            tidy(value=10.0 if n < 6 else 8.0, commit=f"c{n}", commit_date=f"2026-01-{n + 1:02}")
-            for n in range(12)
-        ]
-    ).assign(source="x")
-    [group] = groups(rows)
-    [one] = changes(group, 0.05)
+    rows = [
+        tidy(value=10.0 if n < 6 else 8.0, commit=f"c{n}", commit_date=f"2026-01-{n + 1:02}")
+        for n in range(12)
+    ]
+    [[one]] = changes(groups(as_read(rows)), 0.05)
     assert (one.commit, one.last, one.rise) == ("c6", "c5", False)
 
 

@@ -5,18 +5,18 @@ import pytest
 
 from reports.analysis.selection import measured, newest
 from reports.render import tables
-from tests.reports.rows import sharded, tidy
+from tests.reports.rows import as_read, sharded, tidy
 
 
 @pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
 def test_the_fastest_comes_first(metric: str) -> None:
     times = {"logits.builtin": 2.0, "logits.chunked_vocab": 3.0, "logits.eager": 1.0}
-    rows = pd.DataFrame([tidy(impl=name, metric=metric, value=ms) for name, ms in times.items()])
+    rows = as_read([tidy(impl=name, metric=metric, value=ms) for name, ms in times.items()])
     assert list(tables.comparison(rows).index) == sorted(times, key=times.__getitem__)
 
 
 def test_table_shows_the_newest_commit_of_each_machine() -> None:
-    rows = pd.DataFrame(
+    rows = as_read(
         [
             tidy(source="asv", commit="old", commit_date="2026-01-01T00:00:00+00:00"),
             tidy(source="asv", commit="new", commit_date="2026-01-02T00:00:00+01:00"),
@@ -27,7 +27,7 @@ def test_table_shows_the_newest_commit_of_each_machine() -> None:
 
 
 def test_different_runs_are_not_mixed() -> None:
-    rows = pd.DataFrame(
+    rows = as_read(
         [
             tidy(source="asv", threads=2),
             tidy(source="asv", threads=1, impl="logits.builtin"),
@@ -38,7 +38,7 @@ def test_different_runs_are_not_mixed() -> None:
 
 
 def test_a_sharded_loss_is_compared_with_the_reference_of_as_many_ranks() -> None:
-    rows = pd.DataFrame(sharded("cpu × 2") + sharded("cpu × 4")).assign(source="x.csv")
+    rows = as_read(sharded("cpu × 2") + sharded("cpu × 4"))
     (first, _, table), (second, *_) = tables.sections(rows)
     assert first.startswith("sharded · gpt2_text · float32 · cpu × 2")
     assert second.endswith("cpu × 4")
@@ -52,9 +52,9 @@ def test_a_sharded_loss_is_compared_with_the_reference_of_as_many_ranks() -> Non
 def test_a_total_is_of_an_upstream_gradient_of_one_where_all_have_it() -> None:
     of = {"impl": "logits.eager", "metric": "forward_backward", "value": 3.0}
     unit = of | {"metric": "forward_backward_unit", "value": 2.0}
-    both = pd.DataFrame([tidy(**of), tidy(**unit)])
+    both = as_read([tidy(**of), tidy(**unit)])
     assert measured(both)["total"].tolist() == [2.0]
-    other = pd.DataFrame([tidy(**of), tidy(**unit), tidy(**of | {"impl": "logits.builtin"})])
+    other = as_read([tidy(**of), tidy(**unit), tidy(**of | {"impl": "logits.builtin"})])
     assert measured(other)["total"].tolist() == [3.0, 3.0]
 
 
