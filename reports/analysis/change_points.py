@@ -1,4 +1,4 @@
-"""Steps in a history: the commit at which a series rose, and what else rose with it."""
+"""Change points in a history: the commit at which a series changed, and what changed with it."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,33 +11,33 @@ from scipy import stats
 
 from reports.analysis.selection import by_date
 
-# What a number's comparability rests on; series that differ in one of these are never mixed.
+# Series that differ in one of these fields are never mixed.
 SERIES_ENVIRONMENT = ["source", "machine", "device", "hardware", "torch", "threads", "allocator"]
 QUANTITY = ["workload", "dtype", "metric", "unit"]
-SEGMENT = 2  # commits at least on either side of a step: one alone proves nothing
-NOISE = 3.0  # times the noise floor that a step must rise
+SEGMENT = 2  # commits at least on either side of a change: a single commit proves nothing
+NOISE = 3.0  # a change must be at least so many times the noise floor
 
 
 @dataclass(frozen=True)
 class Change:
     cell: str
     impl: str
-    commit: str  # the first of the new values
-    last: str  # the commit before it, of the old ones
+    commit: str  # the first commit with the new values
+    last: str  # the commit before it, the last with the old values
     before: float
     after: float
     unit: str
     confidence: float  # 1 - p of Mann-Whitney's test of the values before and after
-    mended: str  # the commit at which a rise was back within the margin; empty: it is open
-    shared: float  # the ratio by which the control series changed alike at the same commit
-    environment: bool  # without what is shared, the change is within the margin
+    fixed: str  # the commit at which the rise was back within the margin; empty: still open
+    shared: float  # the ratio by which the control series changed at the same commit
+    environment: bool  # the change is within the margin if the shared change is taken away
 
     @property
     def rise(self) -> bool:
         return self.after > self.before
 
     def __str__(self) -> str:
-        state = f"mended at {self.mended}" if self.mended else "open"
+        state = f"fixed in {self.fixed}" if self.fixed else "open"
         line = (
             f"{self.cell}: {self.commit}: {self.before:.4g} → {self.after:.4g} {self.unit} "
             f"({100 * (self.after / self.before - 1):+.1f} %), confidence "
@@ -55,10 +55,10 @@ def regressions(rows: pd.DataFrame, margin: float) -> list[Change]:
 
 
 def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The histories whose numbers can be compared: those of one quantity in one environment.
+    """The histories whose numbers can be compared: a quantity in an environment each.
 
-    A share is none of these: of more overlap there is nothing to mend. Nor is a first call, which
-    the compiler's cache decides.
+    Shares have no history, as more overlap is no fault. First calls have none, as the compiler's
+    cache decides how long they take.
     """
     rows = rows[(rows["unit"] != "share") & (rows["metric"] != "first_call")]
     found = rows.groupby([*SERIES_ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
@@ -66,7 +66,7 @@ def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def series(group: pd.DataFrame) -> dict[str, pd.Series]:
-    """For each implementation of a group: commit to value, the median if there are more."""
+    """The values by commit of each implementation of a group: medians, if a commit has several."""
     usable = by_date(group[group["value"].between(0, np.inf, inclusive="neither")])
     medians = usable.groupby(["impl", "commit"], sort=False)["value"].median()
     return {
@@ -77,10 +77,10 @@ def series(group: pd.DataFrame) -> dict[str, pd.Series]:
 def changes(group: pd.DataFrame, margin: float) -> list[Change]:
     """Every change by more than ``margin`` in the series of a group.
 
-    Series are cut where asv's ``step_detect`` cuts them. Their controls are the series of the
-    other implementations at the same commits, in the same environment: by what these change at the
-    median, it is the environment that changed. The noise floor is the larger of a series' own
-    scatter about its steps and its controls'.
+    asv's ``step_detect`` finds the steps of a series. The controls of a series are the series of
+    the other implementations at the same commits, in the same environment. Their median change is a
+    change of the environment. The noise floor is the scatter of the series about its steps, or the
+    median scatter of its controls if that is larger.
     """
     logs = {impl: np.log(one) for impl, one in series(group).items()}
     cuts = {impl: _steps(one, margin) for impl, one in logs.items()}
@@ -96,7 +96,7 @@ def changes(group: pd.DataFrame, margin: float) -> list[Change]:
 
 
 def _steps(logs: pd.Series, margin: float) -> list[tuple[int, int]]:
-    """Where each step of a series begins and ends; one within the margin is not searched."""
+    """The begin and end of each step. A series within the margin has a single step."""
     if logs.max() - logs.min() <= np.log1p(margin):
         return [(0, len(logs))]
     return [(left, right) for left, right, *_ in detect_steps(list(logs))]
@@ -125,7 +125,7 @@ def _changes(
         sign = np.sign(change)
         shifts = others.reindex(after.index).median() - others.reindex(before.index).median()
         shared = sign * np.nanmax([sign * shifts.median(), 0.0])
-        mended = [
+        fixed = [
             part.index[0]
             for part in parts[index + 2 :]
             if change > 0 and part.median() <= before.median() + np.log1p(margin)
@@ -141,7 +141,7 @@ def _changes(
             after=float(np.exp(after.median())),
             unit=str(of["unit"]),
             confidence=1 - float(test.pvalue),
-            mended=str(mended[0]) if mended else "",
+            fixed=str(fixed[0]) if fixed else "",
             shared=float(np.exp(shared)),
             environment=bool(sign * (change - shared) <= least),
         )

@@ -49,14 +49,14 @@ def test_the_known_regression_of_liger_in_its_twelve_cells_and_nothing_else(caps
 def test_what_the_other_provider_shares_is_the_environments(capsys) -> None:
     main(["regressions", str(LIGER), "--margin", "0.05"])
     shared = capsys.readouterr().out.split("\n\n")[1]
-    assert shared.startswith("Its environment's, not the code's")
+    assert shared.startswith("Changes of the environment, not of the code")
     assert shared.count("huggingface · full_memory") == 3
 
 
-def test_a_step_is_found_where_it_began_and_where_it_was_mended() -> None:
+def test_a_step_is_found_where_it_began_and_where_it_was_fixed() -> None:
     values = np.r_[10 * noise(8, 0), 12 * noise(6, 1), 10 * noise(7, 2)]
     [one] = regressions(series("mine", list(values)), 0.05)
-    assert (one.commit, one.mended) == ("c8", "c14")
+    assert (one.commit, one.fixed) == ("c8", "c14")
     assert (one.before, one.after) == pytest.approx((10, 12), rel=0.01)
     assert one.confidence > 0.999
 
@@ -100,7 +100,7 @@ def test_nothing_open_exits_0(tmp_path, capsys) -> None:
     file = tmp_path / "rows.csv"
     series("mine", [10.0] * 6 + [12.0] * 6 + [10.0] * 6).assign(n=1).to_csv(file, index=False)
     assert main(["regressions", str(file)]) == 0
-    assert "mended at c12" in capsys.readouterr().out
+    assert "fixed in c12" in capsys.readouterr().out
 
 
 def test_bad_input_gets_a_line(tmp_path, capsys) -> None:

@@ -125,7 +125,7 @@ def test_a_flagged_cell_has_its_samples_its_commit_and_its_command(html) -> None
 def test_a_comparison_has_its_verdict_and_its_samples(html) -> None:
     text = words(html)
     assert re.search(r"logits.eager, forward backward, float32 regressed 10 ms 11 ms 1\.10", text)
-    assert "planted 10." in text
+    assert "injected slowdown 10." in text
 
 
 def test_passed_over_files_are_named_on_the_page_and_on_stderr(tmp_path, capsys) -> None:
