@@ -150,8 +150,9 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
         why = "the only one that was timed"
     elif impl == fastest.name:
         why = f"the fastest of {len(right)}"
-        if len(equal) > 1:
-            why += f" ({len(equal) - 1} more are as fast within noise, and hold no less)"
+        set_aside = [str(name) for name in equal.index if name != impl]
+        if set_aside:
+            why += f" (as fast within noise, and no lighter: {', '.join(set_aside)})"
     else:
         why = (
             f"as fast within noise as {fastest.name} ({number(fastest[TOTAL])} ms), "

@@ -87,6 +87,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
     axes.text(1, 1.02, "reference", transform=axes.get_xaxis_transform(), color=MUTED, ha="center")
     axes.hlines(rows, ratios.min(axis=1), ratios.max(axis=1), color=RULE, linewidth=1)
     marks = {"forward": (">", MUTED), "backward": ("<", MUTED), TOTAL: ("o", ACCENT)}
+    words = {"forward": "forward", "backward": "backward", TOTAL: "forward and backward"}
     for pass_, (marker, color) in marks.items():
         filled = "full" if color == ACCENT else "none"
         axes.plot(
@@ -95,7 +96,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
             marker,
             color=color,
             fillstyle=filled,
-            label=pass_.replace("_", " and "),
+            label=words[pass_],
         )
     axes.set_yticks(rows, [_short(i) for i in ratios.index])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -114,7 +115,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
         bbox_to_anchor=(0.0, 1.0),
     )
     told = "; ".join(
-        f"{i}: " + ", ".join(f"{p.replace('_', ' and ')} {r:.2f}" for p, r in one.dropna().items())
+        f"{i}: " + ", ".join(f"{words[p]} {r:.2f}" for p, r in one.dropna().items())
         for i, one in ratios[::-1].iterrows()
     )
     return to_svg(figure, ident, f"Times as multiples of the reference, {name}", told + ".")
@@ -123,7 +124,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
 def history(
     series: Mapping[str, pd.Series], changes: Sequence[Change], unit: str, ident: str, name: str
 ) -> str:
-    """Values by commit, the oldest first: a line for each implementation, with its changes marked."""
+    """Values by commit, the oldest first: a line for each implementation, changes marked."""
     commits = list(dict.fromkeys(commit for one in series.values() for commit in one.index))
     place = {commit: n for n, commit in enumerate(commits)}
     scale, unit = (2**20, "MiB") if unit == "bytes" else (1, unit)
@@ -143,10 +144,7 @@ def history(
         axes.plot(
             at, one.after / scale, "^" if one.rise else "v", color=ACCENT, markersize=9, zorder=4
         )
-    room = [
-        0.0,
-        0.0,
-    ]  # where the last name ends, on each of two lines; further names are only in the table
+    room = [0.0, 0.0]  # the ends of the last names on two lines; names without room are left out
     for commit in sorted({one.commit for one in changes}, key=place.__getitem__):
         axes.axvline(place[commit], color=ACCENT, linewidth=1, linestyle=(0, (1, 2)))
         axes.autoscale_view()

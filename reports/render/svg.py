@@ -59,7 +59,7 @@ def new_axes(height: float, right: int = RIGHT, left: int = 70) -> tuple[Figure,
 
 
 def add_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> None:
-    """Round ticks. The scale is logarithmic if the largest value is at least 3 times the smallest."""
+    """Round ticks; a logarithmic scale if the largest value is at least 3 times the smallest."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     if min(values) > 0 and max(values) >= 3 * min(values):
         getattr(axes, f"set_{which}scale")("log")
@@ -107,7 +107,7 @@ def add_labels(axes: Axes, points: Sequence[tuple[float, float, str, bool]]) -> 
 
 
 def to_svg(figure: Figure, ident: str, title: str, description: str) -> str:
-    """The figure as an ``<svg>`` for HTML, with a name for screen readers. ``ident`` keeps ids apart."""
+    """The figure as an ``<svg>`` for HTML, named for screen readers. ``ident`` keeps ids apart."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
