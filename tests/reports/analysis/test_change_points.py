@@ -1,4 +1,4 @@
-"""A history says at which commit a number rose: the code's rises, not the environment's."""
+"""Regressions in a history: rises of the code are named, rises of the environment are set apart."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Tables: what is compared, in which order, with which multiples."""
+"""Tables: their rows, their order and their multiples."""
 
 import pandas as pd
 import pytest
