@@ -1,1 +1,1 @@
-"""What the measurements say: result files to tables. Knows nothing of torch."""
+"""Reads result files and says what they mean. Needs no torch."""

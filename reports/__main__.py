@@ -122,8 +122,8 @@ def pick_loss(argv: list[str]) -> int:
 def list_regressions(argv: list[str]) -> int:
     parser = new_parser(
         "regressions",
-        "Name the commits at which a number rose, and whether it is back: a line each, the worst "
-        "first.\nExit 1: a regression is open; 2: nothing was measured.",
+        "Name the commits at which a number rose, and whether that is fixed. Each rise has a line, "
+        "the\nworst first. Exit 1: a regression is open; 2: nothing was measured.",
         "python -m reports regressions",
         "python -m reports regressions results/ --margin 0.1",
     )
@@ -141,10 +141,10 @@ def list_regressions(argv: list[str]) -> int:
         print(one)
     shared = [one for one in found if one.environment]
     if shared:
-        print("\nIts environment's, not the code's, as the other implementations rose too:")
+        print("\nChanges of the environment, not of the code: the other implementations rose too")
     for one in shared:
         print(one)
-    still = sum(not one.mended for one in ours)
+    still = sum(not one.fixed for one in ours)
     series = len(rows.drop_duplicates([*SERIES_ENVIRONMENT, *QUANTITY, "impl"]))
     print(f"{len(ours)} regressions, {still} open, in {series} series of {len(rows)} numbers")
     return 1 if still else 0

@@ -40,7 +40,7 @@ class Change:
     after: float  # nan if the series stopped
     unit: str
     confidence: float  # 1 - p of Mann-Whitney's test of the values before and after
-    mended: str  # the commit at which a rise was back within the margin; empty: it is open
+    fixed: str  # the commit at which a rise was back within the margin; empty: it is open
     shared: float  # by how much the control series changed alike: a ratio, of memory an amount
     environment: bool  # without what is shared, the change is within the margin
 
@@ -56,7 +56,7 @@ class Change:
         return abs(float(np.log(self.after / self.before)))
 
     def __str__(self) -> str:
-        state = f"mended at {self.mended}" if self.mended else "open"
+        state = f"fixed in {self.fixed}" if self.fixed else "open"
         at = f"{self.cell}: {self.commit}: "
         if self.kind == "stopped":
             line = f"{at}stopped, no number after {_number(self.before)} {self.unit}, {state}"
@@ -183,7 +183,7 @@ def _stops(raw: dict[str, pd.Series], of: pd.Series) -> Iterator[Change]:
                 after=np.nan,
                 unit=str(of["unit"]),
                 confidence=1.0,
-                mended=str(again.idxmax()) if again.any() else "",
+                fixed=str(again.idxmax()) if again.any() else "",
                 shared=np.nan,
                 environment=bool(len(ran) and stopped.mean() >= 0.5),
             )
@@ -206,7 +206,7 @@ def _change(
     least = least_change(span.ends[0], margin, mode)
     shifts = others.reindex(after.index).median() - others.reindex(before.index).median()
     shared = sign * np.nanmax([sign * shifts.median(), 0.0])
-    mended = [
+    fixed = [
         part.index[0] for part in later if change > 0 and part.median() <= span.ends[0] + least
     ]
     greater = "greater" if change > 0 else "less"
@@ -222,7 +222,7 @@ def _change(
         after=float(shown(span.ends[1])),
         unit=str(of["unit"]),
         confidence=1 - float(p),
-        mended=str(mended[0]) if mended else "",
+        fixed=str(fixed[0]) if fixed else "",
         shared=float(shown(shared)),
         environment=bool(sign * (change - shared) <= max(least, floor)),
     )

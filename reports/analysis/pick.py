@@ -48,7 +48,7 @@ def pick(
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[Pick]:
-    """For each environment and dtype: the fastest loss whose peak is at most ``memory`` bytes.
+    """The fastest loss of each environment and dtype whose peak is at most ``memory`` bytes.
 
     Only losses of level linear are candidates, as their peaks can be compared. A loss whose
     gradients are wrong has no times, so it is no candidate. If the workload was not measured, peaks

@@ -24,12 +24,14 @@ FLAGGED = 8  # changes with their samples
 AROUND = 10  # commits on either side, whose values are shown if there are no samples
 
 MARGIN = 0.05  # smaller changes are not marked
+ROLES = {"base": "base", "head": "head"}  # how the page names each role
+ROLES |= {"control": "A/A control", "planted": "injected slowdown"}
 
 Context = dict[str, Any]
 
 
 def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) -> Context:
-    """Charts of what was measured at several commits, the changes in it, and their samples."""
+    """Charts of all numbers with several commits, their changes, and the samples of the changes."""
     candidates = groups(_recent(rows, left_out))
     candidates.sort(key=lambda group: -group["commit"].nunique())
     ends = np.cumsum([group["impl"].nunique() for group in candidates])
@@ -69,7 +71,7 @@ def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) ->
         if one.environment:
             state = "the environment’s"
         elif one.rise:
-            state = f"mended at {one.mended[:10]}" if one.mended else "open"
+            state = f"fixed in {one.fixed[:10]}" if one.fixed else "open"
         else:
             state = "fell"
         of = {
@@ -90,7 +92,7 @@ def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) ->
 
 
 def _recent(rows: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
-    """The rows of histories with two commits or more, of each series the newest commits."""
+    """The newest commits of each series, from histories with two commits or more."""
     rows = rows[rows["value"].between(0, np.inf, inclusive="neither")]
     group = [rows[name] for name in [*SERIES_ENVIRONMENT, *QUANTITY]]
     several = rows["commit"].groupby(group, dropna=False).transform("nunique") > 1
@@ -114,19 +116,19 @@ def _recent(rows: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
 
 
 def _weight(change: Change) -> float:
-    """By what changes are put in order: the code's before the environment's, open ones first."""
+    """The sort key of changes: open regressions, then other changes, then the environment's."""
     size = min(change.size, 1e3)
     if change.environment:
         return size / 1e12
-    return size if change.rise and not change.mended else size / 1e6
+    return size if change.rise and not change.fixed else size / 1e6
 
 
 def _raw(
     one: Change, group: pd.DataFrame, scale: float, unit: str, idents: Iterator[str]
 ) -> Context:
-    """The samples at the commit of a change and at the one before it.
+    """The samples at the commit of a change and at the commit before it.
 
-    Where none were kept, the values of the commits around it.
+    If there are no samples: the values of the commits around the change.
     """
     mine = group[group["impl"] == one.impl]
     kept = {
@@ -147,7 +149,7 @@ def _raw(
 
 
 def comparisons(pairs: pd.DataFrame, idents: Iterator[str], notes: list[str]) -> list[Context]:
-    """Verdicts on two revisions, with the samples of each cell that is not plainly unchanged."""
+    """Verdicts on base and head. A time that is not equivalent has its samples too."""
     found = []
     keys = ["file", *verdicts.COMPARABLE, "base", "head", "workload"]
     for _, part in pairs.groupby(keys, dropna=False, sort=False):
@@ -162,7 +164,7 @@ def comparisons(pairs: pd.DataFrame, idents: Iterator[str], notes: list[str]) ->
         }
         try:
             table = verdicts.verdicts(part)
-        except (KeyError, ValueError) as error:  # of a run that was stopped in its first pair
+        except (KeyError, ValueError) as error:  # the run was stopped in its first pair
             notes.append(f"passed over pairs of {comparison['title']}: not whole ({error!r})")
             continue
         for one in table.to_dict("records"):
@@ -172,7 +174,7 @@ def comparisons(pairs: pd.DataFrame, idents: Iterator[str], notes: list[str]) ->
             if one["unit"] == "bytes":
                 one |= {"base": one["base"] / 2**20, "head": one["head"] / 2**20, "unit": "MiB"}
             if one["unit"] == "ms" and one["verdict"] != "equivalent":
-                kept = {str(role): list(values) for role, values in cell.groupby("role")["value"]}
+                kept = {ROLES[role]: list(values) for role, values in cell.groupby("role")["value"]}
                 chart = Markup(plots.samples(kept, "ms", next(idents), name))
                 one |= {"samples": _listed(kept), "chart": chart}
             judged.append(one | {"what": name})

@@ -1,4 +1,4 @@
-"""What to paste: the line that imports a loss, the command that measures a cell again."""
+"""Lines to paste: a line that imports a loss, and a command that measures a cell again."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ from reports.render.tables import number
 
 
 def load_name(impl: str) -> str:
-    """The name that ``impls.load`` takes: a row's may have a level in front of a path or a loss."""
+    """The name that ``impls.load`` takes. A row may have a level in front of a path or a loss."""
     name = impl.partition(".")[2]
     if name.startswith("logits."):
         return load_name(name)
@@ -18,7 +18,7 @@ def load_name(impl: str) -> str:
 
 
 def import_line(impl: str) -> str:
-    """One line of Python, after which a loss has its function's own name."""
+    """A line of Python that imports a loss under the name of its function."""
     level = impl.partition(".")[0]
     function = "cross_entropy" if level == "logits" else "linear_cross_entropy"
     name = load_name(impl)
@@ -29,7 +29,7 @@ def import_line(impl: str) -> str:
 
 
 def answer(of: Pick) -> str:
-    """A pick as lines of Python: where and what, as comments, and the import."""
+    """A pick as lines of Python: comments with the environment and numbers, then the import."""
     timed = f"{number(of.milliseconds)} ms forward and backward"
     peak = f"peak {mebibytes(of.peak)}"
     if of.planned:

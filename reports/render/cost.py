@@ -32,7 +32,7 @@ Context = dict[str, Any]
 
 
 def charted(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The cells of which the page has sections, in its order: the largest workload first."""
+    """The cells that have sections on the page, in this order: the largest workload first."""
     known = rows["impl"].map(level_of).ne("") & rows["metric"].isin(METRICS)
     return sorted(cells(newest(rows[known])), key=_order) if known.any() else []
 
@@ -53,7 +53,7 @@ def _place(of: pd.Series) -> tuple[str, ...]:
 def sections(
     rows: pd.DataFrame, overwriting: set[str], idents: Iterator[str], left_out: list[str]
 ) -> Context:
-    """A table and charts for each cell, and for each workload and environment a verdict."""
+    """Tables and charts of each cell, and a verdict for each workload and environment."""
     chosen = charted(rows)
     if len(chosen) > SECTIONS:
         left_out.append(
@@ -79,7 +79,7 @@ def sections(
         shown.append(section)
         key = (of["workload"], of["dtype"], *_place(of))
         sentences = _verdict(table, overwriting)
-        # The section of an older commit has what was not measured since, and no verdict.
+        # The section of an older commit has losses that were not measured since. It has no verdict.
         if (*key, of["level"]) in judged or not sentences:
             continue
         judged.add((*key, of["level"]))
@@ -116,7 +116,7 @@ def _row(impl: str, one: pd.Series, table: pd.DataFrame, cell: pd.DataFrame) -> 
 
 
 def _multiples(impl: str, one: pd.Series, table: pd.DataFrame) -> list[pd.Series]:
-    """Its numbers over the builtin's, and over the reference's."""
+    """The ratios of an implementation's numbers to those of builtin, and of the reference."""
     level = level_of(impl)
     bases = table.reindex([f"{level}.builtin", f"{level}.reference"])[[*METRICS, TOTAL]]
     return [one[bases.columns] / base for _, base in bases.iterrows()]
@@ -125,8 +125,8 @@ def _multiples(impl: str, one: pd.Series, table: pd.DataFrame) -> list[pd.Series
 def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     """Which loss to take, and why. Empty if no time of both passes was measured.
 
-    Of those whose medians are in the 95 % interval of the fastest, it is the one with the least
-    memory.
+    It is the loss with the least memory among the losses whose median is within the 95 % interval
+    of the fastest loss.
     """
     right = table[~table.index.str.endswith(".reference")].dropna(subset=TOTAL)
     if right.empty:
@@ -139,7 +139,7 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     impl = str(taken.name)
     of_builtin, of_reference = _multiples(impl, taken, table)
 
-    def beside(metric: str) -> str:
+    def quotients(metric: str) -> str:
         builtin, reference = of_builtin[metric], of_reference[metric]
         parts = [f"{ratio(builtin)} × builtin"] if pd.notna(builtin) else []
         if metric == TOTAL and pd.notna(reference):
@@ -150,17 +150,20 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
         why = "the only one that was timed"
     elif impl == fastest.name:
         why = f"the fastest of {len(right)}"
-        if len(equal) > 1:
-            why += f" ({len(equal) - 1} more are as fast within noise, and hold no less)"
+        set_aside = [str(name) for name in equal.index if name != impl]
+        if set_aside:
+            why += f" (as fast within noise, and no lighter: {', '.join(set_aside)})"
     else:
         why = (
             f"as fast within noise as {fastest.name} ({number(fastest[TOTAL])} ms), "
             f"which holds {mebibytes(fastest['peak_memory'])} MiB"
         )
     numbers = f"at {number(taken[TOTAL])} ms forward and backward"
-    numbers += beside(TOTAL)
+    numbers += quotients(TOTAL)
     if pd.notna(taken["peak_memory"]):
-        numbers += f", with a peak of {mebibytes(taken['peak_memory'])} MiB{beside('peak_memory')}"
+        numbers += (
+            f", with a peak of {mebibytes(taken['peak_memory'])} MiB{quotients('peak_memory')}"
+        )
     if pd.notna(taken["error"]):
         within = error(taken["error"]).replace("-", "\N{NON-BREAKING HYPHEN}")
         numbers += f" and gradients within {within} of float64’s"

@@ -21,8 +21,8 @@ def render(
 ) -> str:
     """The page, as HTML, of tidy rows, the matrix of edge cases and the raw pairs of ``compare``.
 
-    ``notes`` are the lines about what was passed over. Numbers of different environments are in
-    sections, charts and verdicts of their own.
+    ``notes`` are the lines about files and cells that were passed over. Each environment has its
+    own sections, charts and verdicts.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -57,7 +57,7 @@ def render(
 
 
 def picture(rows: pd.DataFrame) -> str:
-    """The first cell's chart of time and memory, as an SVG file of its own; empty if none is."""
+    """The chart of time and memory of the first cell, as an SVG file; empty if there is no cell."""
     idents = iter(["picture"])
     for cell in cost.charted(rows):
         for chart in cost.charts(measured(cell), title(cell), idents):
@@ -66,11 +66,11 @@ def picture(rows: pd.DataFrame) -> str:
 
 
 def _overwriting(edge_cases: pd.DataFrame | None) -> set[str]:
-    """Those that were seen to overwrite their input, by every name that a table may have."""
+    """The losses that were seen to overwrite their input."""
     if edge_cases is None:
         return set()
     found = edge_cases.loc[(edge_cases == "overwritten").any(axis=1), "impl"]
-    return set(found.str.partition(" (")[0])  # a file may follow
+    return set(found.str.partition(" (")[0])  # the name of a file may follow
 
 
 def merged(matrices: list[pd.DataFrame]) -> pd.DataFrame | None:
@@ -85,7 +85,7 @@ def merged(matrices: list[pd.DataFrame]) -> pd.DataFrame | None:
 
 
 def _matrix(edge_cases: pd.DataFrame) -> dict[str, Any]:
-    """The edge_cases, and in which cells one parts from the builtin of its level."""
+    """The edge cases of each loss, and whether each differs from the builtin of its level."""
     cases = [name for name in edge_cases if name != "impl"]
     builtins = edge_cases.set_index("impl")
     rows = []
@@ -101,7 +101,7 @@ def _matrix(edge_cases: pd.DataFrame) -> dict[str, Any]:
 
 
 def _environments(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Where numbers came from: what makes them comparable, and how many there are."""
+    """The environments that numbers came from, and how many numbers each has."""
     found = []
     for _, group in rows.groupby(SERIES_ENVIRONMENT, dropna=False, sort=False):
         dates = sorted(date[:10] for date in group["commit_date"].unique() if date)

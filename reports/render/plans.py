@@ -1,4 +1,4 @@
-"""The rows of ``python -m benchmarks plan`` to tables."""
+"""Tables of the rows of ``python -m benchmarks plan``."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ from reports.analysis.selection import level_of
 from reports.render.tables import number
 
 LEGEND = (
-    "Peak and saved memory are beside the arguments, which `in all` counts. `moved` is what every "
-    "operation reads and writes. A time is the least that a limit implies, on one GPU."
+    "Peak and saved memory do not count the arguments; `in all` counts them. `moved` is what all "
+    "operations read and write. A time is the least that a limit of the GPU allows, on one GPU."
 )
 
 
 def render(rows: pd.DataFrame) -> str:
-    """A table for each workload, dtype and level, and what could not be simulated.
+    """A table for each workload, dtype and level, and the losses that cannot be simulated.
 
-    Where memory was measured too, they are one table: by how much the plan is off.
+    If memory was measured too, there is a single table, which compares plan and measurement.
     """
     if rows["measured_peak_memory"].notna().any():
         return checked(rows)
@@ -26,7 +26,7 @@ def render(rows: pd.DataFrame) -> str:
 
 
 def checked(rows: pd.DataFrame) -> str:
-    """The plan against what was measured, in bytes, and the names of what was not simulated."""
+    """Planned and measured bytes, and the losses that cannot be simulated."""
     table = rows.dropna(subset="measured_peak_memory")
     shown = table[["impl", "workload", "dtype"]].copy()
     for name, words in (("peak_memory", "peak"), ("saved_memory", "saved")):
@@ -38,7 +38,7 @@ def checked(rows: pd.DataFrame) -> str:
 
 
 def off(rows: pd.DataFrame, name: str) -> pd.Series:
-    """By what share of the measured bytes the plan is off; 0 where both are 0."""
+    """The error of the plan, as a share of the measured bytes; 0 if both are 0."""
     measured = rows[f"measured_{name}"].astype(float)
     return (rows[name] - measured) / measured.clip(lower=1)
 

@@ -22,10 +22,9 @@ from reports.render.svg import (
 
 
 def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
-    """Time of both passes against peak memory, each implementation labelled, the front drawn.
+    """Time of forward and backward against peak memory, with a label for each implementation.
 
-    ``table`` is as ``tables.measured`` gives it. On the front is what no other both outruns and
-    undercuts.
+    ``table`` is a result of ``selection.measured``. Blue marks the Pareto front.
     """
     known = table.dropna(subset=[TOTAL, "peak_memory"])
     reference = known[known.index.str.endswith(".reference")]
@@ -59,12 +58,12 @@ def time_and_memory(table: pd.DataFrame, ident: str, name: str) -> str:
         figure,
         ident,
         f"Time against peak memory, {name}",
-        f"{told}. On the front: {', '.join(front)}.",
+        f"{told}. On the Pareto front: {', '.join(front)}.",
     )
 
 
 def pareto(points: pd.DataFrame) -> list[str]:
-    """Those that no other is both as fast and as light as, and better in one of the two."""
+    """The Pareto front: no other loss is as fast and as light, and better in one of the two."""
     front: list[str] = []
     least = np.inf
     for impl, one in points.sort_values([TOTAL, "peak_memory"]).iterrows():
@@ -88,15 +87,16 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
     axes.text(1, 1.02, "reference", transform=axes.get_xaxis_transform(), color=MUTED, ha="center")
     axes.hlines(rows, ratios.min(axis=1), ratios.max(axis=1), color=RULE, linewidth=1)
     marks = {"forward": (">", MUTED), "backward": ("<", MUTED), TOTAL: ("o", ACCENT)}
-    for name_, (marker, color) in marks.items():
+    words = {"forward": "forward", "backward": "backward", TOTAL: "forward and backward"}
+    for pass_, (marker, color) in marks.items():
         filled = "full" if color == ACCENT else "none"
         axes.plot(
-            ratios[name_],
+            ratios[pass_],
             rows,
             marker,
             color=color,
             fillstyle=filled,
-            label=name_.replace("_", " and "),
+            label=words[pass_],
         )
     axes.set_yticks(rows, [_short(i) for i in ratios.index])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
@@ -115,7 +115,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
         bbox_to_anchor=(0.0, 1.0),
     )
     told = "; ".join(
-        f"{i}: " + ", ".join(f"{p.replace('_', ' and ')} {r:.2f}" for p, r in one.dropna().items())
+        f"{i}: " + ", ".join(f"{words[p]} {r:.2f}" for p, r in one.dropna().items())
         for i, one in ratios[::-1].iterrows()
     )
     return to_svg(figure, ident, f"Times as multiples of the reference, {name}", told + ".")
@@ -124,7 +124,7 @@ def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
 def history(
     series: Mapping[str, pd.Series], changes: Sequence[Change], unit: str, ident: str, name: str
 ) -> str:
-    """Values by commit, oldest first: a line for each implementation, its changes marked."""
+    """Values by commit, the oldest first: a line for each implementation, changes marked."""
     commits = list(dict.fromkeys(commit for one in series.values() for commit in one.index))
     place = {commit: n for n, commit in enumerate(commits)}
     scale, unit = (2**20, "MiB") if unit == "bytes" else (1, unit)
@@ -144,7 +144,7 @@ def history(
         axes.plot(
             at, one.after / scale, "^" if one.rise else "v", color=ACCENT, markersize=9, zorder=4
         )
-    room = [0.0, 0.0]  # where the last name ends, in two lines: one without room is in the table
+    room = [0.0, 0.0]  # the ends of the last names on two lines; names without room are left out
     for commit in sorted({one.commit for one in changes}, key=place.__getitem__):
         axes.axvline(place[commit], color=ACCENT, linewidth=1, linestyle=(0, (1, 2)))
         axes.autoscale_view()
@@ -179,7 +179,7 @@ def history(
 
 
 def samples(groups: Mapping[str, Sequence[float]], unit: str, ident: str, name: str) -> str:
-    """Every sample of each group on a line, and its median."""
+    """The samples of each group on a line, and their median."""
     figure, axes = new_axes(LINE * 2 * len(groups) + 80, right=20, left=RIGHT)
     for row, values in enumerate(groups.values()):
         axes.plot(values, [-row] * len(values), "|", color=MUTED, markersize=12)
@@ -201,6 +201,6 @@ def samples(groups: Mapping[str, Sequence[float]], unit: str, ident: str, name: 
 
 
 def _short(impl: str) -> str:
-    """The name without its level, which a chart has in its title; a path's end."""
+    """The name without its level, which is in the chart's title, or the end of a long path."""
     name = impl.partition(".")[2] or impl
     return name if len(name) <= 22 else f"…{name[-21:]}"

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from scipy import optimize
 
-# The page's colours, in light and in dark; blue is Okabe and Ito's, and never alone in telling.
+# The page's colours, light and dark. Blue is Okabe and Ito's. No fact is told by colour alone.
 COLORS = {
     "paper": ("#ffffff", "#14171a"),
     "ink": ("#1b1d1f", "#e7e9ea"),
@@ -24,7 +24,7 @@ COLORS = {
     "rule": ("#d9dce0", "#353b41"),
     "accent": ("#0072b2", "#56b4e9"),
 }
-# What is drawn in one of these has, on the page, the colour of that name.
+# The page replaces each of these inks with its colour of the same name.
 INKS = {name: f"#0102{n:02x}" for n, name in enumerate(COLORS)}
 _, INK, MUTED, RULE, ACCENT = INKS.values()
 mpl.rcParams.update(
@@ -47,9 +47,9 @@ mpl.rcParams.update(
         "lines.markersize": 7,
     }
 )
-WIDTH = 430  # pixels, at which text has its size: a phone's, nearly
+WIDTH = 430  # pixels, nearly a phone's width; text has its nominal size at this width
 LINE = 17  # pixels from label to label
-RIGHT = 170  # pixels for the labels of a chart, beside it
+RIGHT = 170  # pixels for the labels at the right of a chart
 
 
 def new_axes(height: float, right: int = RIGHT, left: int = 70) -> tuple[Figure, Axes]:
@@ -59,7 +59,7 @@ def new_axes(height: float, right: int = RIGHT, left: int = 70) -> tuple[Figure,
 
 
 def add_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> None:
-    """Ticks that a reader can count by: of a logarithm only where the values span three or more."""
+    """Round ticks; a logarithmic scale if the largest value is at least 3 times the smallest."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     if min(values) > 0 and max(values) >= 3 * min(values):
         getattr(axes, f"set_{which}scale")("log")
@@ -75,7 +75,7 @@ def add_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) -> 
 
 
 def add_labels(axes: Axes, points: Sequence[tuple[float, float, str, bool]]) -> None:
-    """Each point's name at the right edge, at its own height or next to it: no two overlap."""
+    """Each point's name at the right edge, near the point's height. No two names overlap."""
     axes.autoscale_view()
     box = axes.get_window_extent()
     at = axes.transData.transform([(x, y) for x, y, *_ in points])
@@ -107,7 +107,7 @@ def add_labels(axes: Axes, points: Sequence[tuple[float, float, str, bool]]) -> 
 
 
 def to_svg(figure: Figure, ident: str, title: str, description: str) -> str:
-    """The figure as an ``<svg>`` for HTML: named for a screen reader, its ids its own."""
+    """The figure as an ``<svg>`` for HTML, named for screen readers. ``ident`` keeps ids apart."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
@@ -137,12 +137,12 @@ def _font(match: re.Match[str]) -> str:
 
 
 def variables(dark: bool) -> str:
-    """The colours as CSS, for one of the two schemes."""
+    """The colours as CSS variables, for dark or light."""
     return "".join(f"--{name}: {inks[dark]}; " for name, inks in COLORS.items())
 
 
 def standalone(chart: str) -> str:
-    """A chart of ``to_svg`` as a file of its own, with its colours."""
+    """A chart from ``to_svg`` as a whole file, with its colours."""
     style = (
         f"<style>:root {{ {variables(dark=False)}}} "
         f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(dark=True)}}} }} "

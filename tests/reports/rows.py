@@ -58,7 +58,7 @@ def write_csv(folder: Path, *rows: dict[str, object], name: str = "now.csv") -> 
 
 
 def loss(impl: str, ms: float | None, mib: float, **more: object) -> list[dict[str, object]]:
-    """What is measured of one loss; one whose gradients are wrong has no times."""
+    """The rows of a loss. Without ``ms`` it has no times, as if its gradients were wrong."""
     cell = {"impl": impl, "ci_low": ms, "ci_high": ms} | more
     rows = [tidy(**cell, metric="peak_memory", unit="bytes", value=mib * MIB)]
     rows += [tidy(**cell, metric="error", unit="relative", value=1e-7)]
@@ -89,7 +89,7 @@ def as_read(rows: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def words(html: str) -> str:
-    """What a reader sees, with single spaces."""
+    """The text that a reader sees, with single spaces."""
     body = re.sub(r"<style>.*?</style>|<(title|desc)[^>]*>.*?</\1>", " ", html, flags=re.DOTALL)
     text = re.sub(r"</?(strong|code|a|span|em)\b[^>]*>", "", body)
     text = re.sub(r"<[^>]*>", " ", text)
@@ -101,7 +101,7 @@ def measured(**more: object) -> list[dict[str, object]]:
 
 
 def asv_file(folder: Path, commit: str, day: int, ms: float) -> None:
-    """A commit's results, as ``asv run --record-samples`` leaves them."""
+    """Write a commit's results as ``asv run --record-samples`` does."""
     params = [["'logits.eager'", "'logits.fused'"], ["'gpt2_text@256'"], ["'float32'"]]
     samples = [[ms + n / 100 for n in range(7)], [5 + n / 100 for n in range(7)]]
     content = {
@@ -130,7 +130,7 @@ def asv_file(folder: Path, commit: str, day: int, ms: float) -> None:
 
 
 def pairs() -> pd.DataFrame:
-    """What ``python -m benchmarks compare`` writes of a loss that became a tenth slower."""
+    """Raw pairs of ``python -m benchmarks compare``, for a loss that became 10 % slower."""
     rng = np.random.default_rng(0)
     of = dict.fromkeys(verdicts.PAIR_COLUMNS, "x") | {
         "threads": 2,

@@ -1,4 +1,4 @@
-"""A history says at which commit a number rose: the code's rises, not the environment's."""
+"""Regressions in a history: rises of the code are named, rises of the environment are set apart."""
 
 import numpy as np
 import pandas as pd
@@ -49,14 +49,14 @@ def test_the_known_regression_of_liger_in_its_twelve_cells_and_nothing_else(caps
 def test_what_the_other_provider_shares_is_the_environments(capsys) -> None:
     main(["regressions", str(LIGER), "--margin", "0.05"])
     shared = capsys.readouterr().out.split("\n\n")[1]
-    assert shared.startswith("Its environment's, not the code's")
+    assert shared.startswith("Changes of the environment, not of the code")
     assert shared.count("huggingface · full_memory") == 3
 
 
-def test_a_step_is_found_where_it_began_and_where_it_was_mended() -> None:
+def test_a_step_is_found_where_it_began_and_where_it_was_fixed() -> None:
     values = np.r_[10 * noise(8, 0), 12 * noise(6, 1), 10 * noise(7, 2)]
     [one] = regressions(series("mine", list(values)), 0.05)
-    assert (one.commit, one.mended) == ("c8", "c14")
+    assert (one.commit, one.fixed) == ("c8", "c14")
     assert (one.before, one.after) == pytest.approx((10, 12), rel=0.01)
     assert one.confidence > 0.999
 
@@ -100,7 +100,7 @@ def test_nothing_open_exits_0(tmp_path, capsys) -> None:
     file = tmp_path / "rows.csv"
     series("mine", [10.0] * 6 + [12.0] * 6 + [10.0] * 6).assign(n=1).to_csv(file, index=False)
     assert main(["regressions", str(file)]) == 0
-    assert "mended at c12" in capsys.readouterr().out
+    assert "fixed in c12" in capsys.readouterr().out
 
 
 def test_bad_input_gets_a_line(tmp_path, capsys) -> None:
@@ -167,7 +167,7 @@ def test_bytes_have_no_margin_and_no_noise() -> None:
     [one] = regressions(rows.assign(value=[0] * 5 + [5_000_000] * 5), 0.05)
     assert "0 → 5,000,000 bytes, " in str(one)
     [one] = regressions(rows.assign(value=[100] * 4 + [104] + [100] * 5), 0.05)
-    assert (one.commit, one.mended) == ("c4", "c5")
+    assert (one.commit, one.fixed) == ("c4", "c5")
 
 
 def test_bytes_that_all_hold_more_are_the_environments_by_their_difference() -> None:
@@ -187,10 +187,10 @@ def test_bytes_that_all_hold_more_are_the_environments_by_their_difference() -> 
 def test_what_stopped_is_named() -> None:
     values = [1.0] * 10 + [np.nan] * 10
     [one] = regressions(series("mine", values), 0.05)
-    assert (one.kind, one.commit, one.mended) == ("stopped", "c10", "")
+    assert (one.kind, one.commit, one.fixed) == ("stopped", "c10", "")
     assert "stopped, no number after 1 ms, open" in str(one)
     [one] = regressions(series("mine", [*values, 1.0]), 0.05)
-    assert one.mended == "c20"
+    assert one.fixed == "c20"
     both = pd.concat([series("mine", values), series("logits.builtin", values)])
     assert all(one.environment for one in regressions(both, 0.05))
     assert not regressions(series("mine", [np.nan] * 5 + [1.0] * 5), 0.05)

@@ -1,4 +1,4 @@
-"""Verdicts on pairs: what is decided, what is left open, and how often wrongly."""
+"""Verdicts on pairs: which are decided, which stay open, and how many are false."""
 
 import numpy as np
 import pandas as pd
@@ -83,7 +83,7 @@ def test_a_control_that_moves_takes_the_verdict_back() -> None:
 
 
 def test_the_base_is_known_by_two_processes() -> None:
-    """What makes one of them slower and the other as much faster says nothing of the head."""
+    """If one becomes slower and the other as much faster, the head's ratio stays."""
     before, apart = rows(1.01, 0.003), rows(1.01, 0.003)
     apart.loc[apart["role"] == "base", "value"] *= 1.02
     apart.loc[apart["role"] == "control", "value"] /= 1.02
@@ -92,7 +92,7 @@ def test_the_base_is_known_by_two_processes() -> None:
 
 
 def test_the_injected_slowdown_is_a_second_base_of_the_control_alone() -> None:
-    """What its waits do to its own calls must not show in the head."""
+    """Its waits change its own calls. The head's ratio must not change."""
     before, faster = rows(1.01, 0.003), rows(1.01, 0.003)
     faster.loc[faster["role"] == "planted", "value"] *= 0.98
     pair = log_ratios(faster) - log_ratios(before)
@@ -102,7 +102,7 @@ def test_the_injected_slowdown_is_a_second_base_of_the_control_alone() -> None:
 
 
 def test_noise_that_only_adds_moves_no_ratio() -> None:
-    """The median of one against the mean of two would be -0.7 % here."""
+    """The ratio of a median to a mean of two would be -0.7 % here."""
     disturbed = log_ratios(rows(1.0, 0.0, pairs=400, disturbed=0.06)).mean()
     assert disturbed["head"] == pytest.approx(0, abs=0.002)
     assert disturbed["control"] == pytest.approx(0, abs=0.002)
@@ -110,7 +110,7 @@ def test_noise_that_only_adds_moves_no_ratio() -> None:
 
 
 def test_only_what_was_measured_near_in_time_is_compared() -> None:
-    """From round to round the machine is now fast, now slow; the ratio scatters by none of that."""
+    """The machine is half as fast in some rounds. The ratio does not scatter more."""
     steady = rows(1.01, 0.0, pairs=50)
     slow = steady["block"] // 16 == 1
     unsteady = steady.assign(value=steady["value"].where(~slow, 2 * steady["value"]))
@@ -126,7 +126,7 @@ def test_in_which_order_the_rows_are_read_makes_no_difference() -> None:
 
 @pytest.mark.parametrize(("role", "alpha"), [("head", 0.005), ("control", 0.025)])
 def test_the_head_must_hold_at_99_percent_and_its_controls_at_95(role: str, alpha: float) -> None:
-    """Their intervals end where scipy's test of the same ranks begins to be as sure."""
+    """An interval ends where scipy's rank test reaches the same alpha."""
     pairs = np.random.default_rng(0).normal(0, 0.01, 20)
     low = effects(pd.DataFrame(dict.fromkeys(ROLES, pairs)), MARGIN)[role].low
     below, above = (
@@ -171,7 +171,7 @@ def test_bytes_are_compared_to_the_byte_and_errors_with_their_budget() -> None:
 
 
 def test_one_false_verdict_among_many_cells_is_taken_back() -> None:
-    """Benjamini-Hochberg: what one cell alone may claim, one in sixty may not."""
+    """Benjamini-Hochberg: a verdict that holds for a single cell may not hold among sixty cells."""
     barely = rows(1.0, 0.003, pairs=PAIRS, seed=1)
     shift = next(
         s for s in np.arange(1, 1.05, 0.0005) if verdicts(shifted(barely, s)).p.item() <= ALPHA
@@ -187,9 +187,9 @@ def test_calibration_counts_false_verdicts_and_finds_what_is_seen() -> None:
     of_cell, of_all = calibration(rows(1.0, 0.003, pairs=200), MARGIN, [10]).itertuples()
     assert (of_cell.comparisons, of_cell.false, of_cell.undecided) == (20, 0, 0)
     assert of_all.impl == "all"
-    assert 0.05 < of_cell.false_below < 0.2  # none of 20: the rate may still be as high
+    assert 0.05 < of_cell.false_below < 0.2  # with 0 of 20 the rate may still be so high
     assert MARGIN / 2 < of_cell.seen < 2 * MARGIN
-    # Where pairs scatter more, more of a change is needed, or all is undecided.
+    # If pairs scatter more, only larger changes are seen, or none.
     coarse = calibration(rows(1.0, 0.012, pairs=200), MARGIN, [10])
     assert not coarse["seen"][0] <= of_cell.seen
     blind = calibration(rows(1.0, 0.08, pairs=40), MARGIN, [10])
@@ -208,7 +208,7 @@ def test_a_calibration_is_quoted_on_its_own_machine_alone(tmp_path) -> None:
     path = tmp_path / "calibration.csv"
     here = dict.fromkeys(COMPARABLE, "same")
     assert "is not known" in statement(here, MARGIN, path)
-    for pairs in (200, 100):  # the second takes the place of the first
+    for pairs in (200, 100):  # the second replaces the first
         record(calibration(rows(1.0, 0.003, pairs=pairs), MARGIN, [10]), path)
     record(calibration(rows(1.0, 0.003, pairs=40).assign(machine="other"), MARGIN, [10]), path)
     assert "of 10 comparisons of" in statement(here, MARGIN, path)
@@ -223,7 +223,7 @@ def shifted(frame: pd.DataFrame, factor: float) -> pd.DataFrame:
 
 @pytest.mark.parametrize("heavy", [False, True])
 def test_looking_after_every_pair_keeps_false_verdicts_rare(heavy: bool) -> None:
-    """The rule of stopping, simulated: up to 20 looks, a scatter of 1 %, light or heavy tails."""
+    """The stopping rule, simulated: up to 20 pairs, a scatter of 1 %, light or heavy tails."""
     rng = np.random.default_rng(0)
 
     def found(change: float) -> list[str]:
@@ -271,6 +271,6 @@ def test_a_loud_minute_gives_no_false_verdict(scatter: float, heavy: bool) -> No
 
 
 def test_the_bound_of_a_rate_is_one_sided() -> None:
-    """With none of n the bound is the rate at which none of n has a probability of 5 %."""
+    """For 0 of n the bound is the rate at which 0 of n has a probability of 5 %."""
     assert upper_bound(0, 200) == pytest.approx(1 - 0.05 ** (1 / 200))
     assert upper_bound(0, 200) == pytest.approx(0.0149, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Result files of every kind become rows; damaged ones are named and passed over."""
+"""Result files of every kind become rows. Damaged files are named and passed over."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ SAMPLES = [0.010, 0.011, 0.012, 0.013, 0.014, 0.015, 0.016]
 
 @pytest.fixture
 def asv_results(tmp_path) -> Path:
-    """A folder as ``asv run --record-samples`` leaves it: one skipped cell, one failed."""
+    """The folder that ``asv run --record-samples`` writes, with a skipped and a failed cell."""
     params = [
         ["'logits.builtin'", "'logits.eager'", "'logits.wrong'"],
         ["'gpt2_text'"],

@@ -11,7 +11,7 @@ from tests.reports.rows import LOSSES, REGRESSED, asv_file, loss, measured, pair
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """A folder as ``python -m reports`` leaves it of everything that there can be."""
+    """The output of ``python -m reports`` for all kinds of input."""
     source, out = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("out")
     there = {"machine": "other", "device": "NVIDIA H100", "commit": "b" * 40, "dtype": "bfloat16"}
     write_csv(source, *measured(), *measured(**there), *loss("logits.wrong", None, 3))

@@ -1,4 +1,4 @@
-"""The page, opened as a reader opens it: in a browser, on a phone, in the dark, with no network."""
+"""The page in a browser: on a phone, in dark mode, by keyboard, without a network."""
 
 import itertools
 import json
@@ -32,7 +32,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, site):
-    """The page, on a screen of 1280 pixels, in light."""
+    """The page, on a light screen of 1280 pixels."""
     browser.get_log("browser"), browser.get_log("performance")
     show(browser, 1280, "light")
     browser.get((site / "index.html").as_uri())

@@ -64,7 +64,7 @@ def test_as_fast_within_noise_the_lighter_is_taken() -> None:
         *loss("linear.builtin", 100.0, 589, ci_low=99.0, ci_high=101.0),
         *loss("linear.fused", 70.0, 400, ci_low=68.0, ci_high=73.0),
         *loss("linear.cce", 72.0, 300, ci_low=71.0, ci_high=74.0),
-        *loss("linear.compiled", 74.0, 200, ci_low=71.0, ci_high=77.0),  # its interval reaches it
+        *loss("linear.compiled", 74.0, 200, ci_low=71.0, ci_high=77.0),  # overlaps
         *loss("linear.chunked_vocab", 90.0, 100, ci_low=89.0, ci_high=91.0),
         *loss("linear.wrong", None, 1),
     ]
@@ -105,7 +105,7 @@ def test_an_implementation_measured_at_an_older_commit_alone_stays() -> None:
     assert "take logits.eager" not in text
 
 
-def test_the_front_is_what_no_other_is_faster_and_lighter_than() -> None:
+def test_the_pareto_front_has_every_loss_that_no_other_dominates() -> None:
     points = pd.DataFrame(
         {"total": [3.0, 1.0, 2.0, 2.0, 4.0], "peak_memory": [1.0, 9.0, 5.0, 6.0, 1.0]},
         index=["a", "b", "c", "d", "e"],
@@ -125,7 +125,7 @@ def test_a_flagged_cell_has_its_samples_its_commit_and_its_command(html) -> None
 def test_a_comparison_has_its_verdict_and_its_samples(html) -> None:
     text = words(html)
     assert re.search(r"logits.eager, forward backward, float32 regressed 10 ms 11 ms 1\.10", text)
-    assert "planted 10." in text
+    assert "injected slowdown 10." in text
 
 
 def test_passed_over_files_are_named_on_the_page_and_on_stderr(tmp_path, capsys) -> None:
@@ -158,7 +158,7 @@ def test_passed_over_files_are_named_on_the_page_and_on_stderr(tmp_path, capsys)
 
 @pytest.fixture
 def merged(tmp_path):
-    """The page, as words, of a folder for each machine: ``given`` has their rows."""
+    """The words of the page that is made of several folders, one for each list of rows."""
 
     def run(*given: list[dict[str, object]]) -> str:
         folders = [tmp_path / f"machine-{n}" for n in range(len(given))]
@@ -180,7 +180,7 @@ def test_machines_of_one_name_are_kept_apart_by_their_hardware(merged, tmp_path)
     assert "box, Xeon, torch" in text
     written = tmp_path / "out" / "tidy.csv"
     assert len(pd.read_csv(written)) == 2 * len(here)
-    # A copy of a folder adds nothing, nor does what was written of it.
+    # A copy of a folder adds nothing. Neither does a tidy.csv that was written earlier.
     written.rename(tmp_path / "machine-1" / "tidy.csv")
     merged(here, there, here)
     assert len(pd.read_csv(written)) == 2 * len(here)
@@ -215,7 +215,7 @@ def test_edge_cases_that_differ_are_in_rows_of_their_own(merged, tmp_path) -> No
     assert "1 file or cell was passed over" in text
 
 
-def test_odd_numbers_break_nothing() -> None:
+def test_unusual_numbers_break_nothing() -> None:
     rows = [
         *loss("logits.inf", None, 1),
         tidy(impl="logits.inf", metric="error", unit="relative", value=float("inf")),
@@ -248,10 +248,10 @@ def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp
     file, took = tmp_path / "rows.csv", []
     for series in (100, 1000):
         pd.concat(parts[:series]).to_csv(file, index=False)
-        start = time.process_time()  # of this process: others may keep it waiting
+        start = time.process_time()  # CPU time: other processes do not count
         assert main([str(file), "--out", str(tmp_path)]) == 0
         took.append(time.process_time() - start)
-    assert took[1] < 6 * took[0]  # most is the same for any number of rows: it was 2 to 3 times
+    assert took[1] < 6 * took[0]  # it was 2 to 3 times: most work does not grow
     html = (tmp_path / "index.html").read_text()
     assert len(html) < 5e6
     text = words(html)
@@ -271,7 +271,7 @@ def test_falls_are_changes_too_and_no_regressions() -> None:
 
 
 def test_readmes_picture_is_of_the_committed_numbers() -> None:
-    """Its words, as another version of matplotlib may draw the same otherwise."""
+    """Only the words are compared: versions of matplotlib draw the same chart differently."""
     readme = (ROOT / "README.md").read_text()
     [shown] = re.findall(r"!\[[^]]*\]\((\S+\.svg)\)", readme)
     [source] = re.findall(r"`python -m reports (reports/measured/\S+\.csv)`", readme)

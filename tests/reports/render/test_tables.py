@@ -1,6 +1,5 @@
-"""Tables: what is compared, in which order, with which multiples."""
+"""Tables: their rows, their order and their multiples."""
 
-import pandas as pd
 import pytest
 
 from reports.analysis.selection import measured, newest
