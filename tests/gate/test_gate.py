@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 import impls
-from tests.gate.runner import CHECKS, Wrong, hold
+from tests.gate.case import Wrong
+from tests.gate.runner import CHECKS, hold
 
 # "dtypes" takes the longest, by far where each dtype is compiled anew: it is a test for each.
 DTYPES = [f"dtypes.{dtype}" for dtype in impls.Support().dtypes]

@@ -11,7 +11,8 @@ import impls
 from benchmarks import ROOT
 from benchmarks.ranks.pool import Ranks
 from impls.shared.reduction import first_order
-from tests.gate.runner import CHECKS, Wrong, hold
+from tests.gate.case import Wrong
+from tests.gate.runner import CHECKS, hold
 from tests.wrong import linear, logits, sharded
 
 LEVELS = {"logits": logits, "linear": linear, "sharded": sharded}

@@ -5,7 +5,7 @@ import pytest
 import impls
 from benchmarks.measure import memory, oracle
 from benchmarks.measure.memory import free_bytes
-from tests.gate.runner import Case
+from tests.gate.case import Case
 
 V, ROWS, REPEATS = 65_537, 32, 1025  # the last 32 rows lie beyond 2³¹
 

@@ -1,0 +1,176 @@
+"""A case of the gate: a call to a loss, its tensors, and PyTorch's own loss for the same call."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import impls
+from benchmarks.measure import oracle
+
+Tensors = dict[str, Tensor]
+
+
+class Wrong(AssertionError):
+    """A property that the loss lacks, in plain words, with the case that shows it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call: sizes, dtype and options, from which seeded tensors follow."""
+
+    n: int = 5
+    v: int = 11
+    d: int = 7
+    dtype: str = "float32"
+    reduction: str = "mean"
+    label_smoothing: float = 0.0
+    weighted: bool = False
+    ignore_index: int = -100
+    ignored: tuple[int, ...] = ()  # which rows
+    softcap: float | None = None
+    z_loss: float = 0.0
+    scale: float = 1.0  # of the logits
+    seed: int = 0
+
+    def fit(self, loss: impls.Loss) -> "Case":
+        """This case in a dtype that the loss has: its own or, failing that, the loss's first."""
+        dtypes = loss.support.dtypes
+        return self if self.dtype in dtypes else replace(self, dtype=dtypes[0])
+
+    def tensors(self, loss: impls.Loss) -> Tensors:
+        generator = torch.Generator().manual_seed(self.seed)
+        dtype = getattr(torch, self.dtype)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        if loss.level == "logits":
+            tensors = {"input": self.scale * normal(self.n, self.v)}
+        else:
+            tensors = {
+                "input": self.scale * normal(self.n, self.d),
+                "linear_weight": normal(self.v, self.d) / self.d**0.5,
+            }
+            if "linear_bias" in loss.options:
+                tensors["linear_bias"] = normal(self.v)
+        target = torch.randint(self.v, (self.n,), generator=generator)
+        if "ignore_index" in loss.options:
+            target[list(self.ignored)] = self.ignore_index
+        if self.weighted and "weight" in loss.options:
+            tensors["weight"] = torch.rand(self.v, generator=generator) + 0.1
+        device = loss.support.devices[0]
+        converted = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+        return {**converted, "target": target.to(device)}
+
+    def options(self, loss: impls.Loss) -> dict[str, Any]:
+        """The options of this case that the loss has."""
+        return {
+            name: getattr(self, name)
+            for name in ("reduction", "label_smoothing", "ignore_index", "softcap", "z_loss")
+            if name in loss.options
+        }
+
+    def upstream(self) -> Tensor:
+        """A random gradient of the loss's value."""
+        shape = (self.n,) if self.reduction == "none" else ()
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return torch.randn(shape, generator=generator).to(getattr(torch, self.dtype))
+
+    def __str__(self) -> str:
+        default = Case()
+        said = [f"N={self.n}", f"V={self.v}", self.dtype, f"reduction={self.reduction!r}"]
+        for name in (
+            *("label_smoothing", "weighted", "ignore_index", "ignored"),
+            *("softcap", "z_loss", "scale"),
+        ):
+            if getattr(self, name) != getattr(default, name):
+                said.append(f"{name}={getattr(self, name)}")
+        return ", ".join(said)
+
+
+def call(run: Callable[[], Any], where: str) -> Any:
+    """What ``run()`` returns; ``Wrong`` if it raises, saying what."""
+    try:
+        return run()
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise Wrong(f"it raises {type(error).__name__}: {reason} ({where})") from error
+
+
+def expect(condition: object, what: str) -> None:
+    if not condition:
+        raise Wrong(what)
+
+
+def forward(
+    loss: impls.Loss, case: Case, tensors: Mapping[str, Tensor], need: tuple[str, ...] | None = None
+) -> tuple[Tensor, Tensors]:
+    """The value, and the leaves (copies of the arguments) whose gradients can be asked for."""
+    leaves = {
+        name: tensors[name].clone().requires_grad_()
+        for name in need or oracle.DIFFERENTIABLE
+        if name in tensors
+    }
+    arguments = {**tensors, **leaves}
+    return call(lambda: loss.fn(**arguments, **case.options(loss)), str(case)), leaves
+
+
+def grads_of(
+    value: Tensor, leaves: Tensors, upstream: Tensor, retain_graph: bool = False
+) -> tuple[Tensor, ...]:
+    upstream = upstream.to(value)
+    return torch.autograd.grad(value, tuple(leaves.values()), upstream, retain_graph=retain_graph)
+
+
+def gradients(
+    loss: impls.Loss,
+    case: Case,
+    tensors: Mapping[str, Tensor],
+    upstream: Tensor,
+    need: tuple[str, ...] | None = None,
+) -> Tensors:
+    """The gradients, by name, of the arguments as they are: not copies."""
+    leaves = {
+        name: tensors[name].detach().requires_grad_()
+        for name in need or oracle.DIFFERENTIABLE
+        if name in tensors
+    }
+    value = call(lambda: loss.fn(**{**tensors, **leaves}, **case.options(loss)), str(case))
+    grads = call(lambda: grads_of(value, leaves, upstream), str(case))
+    return dict(zip(leaves, grads, strict=True))
+
+
+def tolerance(loss: impls.Loss, float32: float) -> float:
+    """The relative error allowed of a loss of which ``float32`` is, if it has that dtype.
+
+    Without it, the properties are tried in its first dtype, which rounds more.
+    """
+    dtype = Case().fit(loss).dtype
+    return float32 if dtype == "float32" else max(float32, 2 * oracle.BAND[dtype])
+
+
+def native_cross_entropy(input, target, weight=None, *, softcap=None, z_loss=0.0, **options):
+    """PyTorch's own loss, and by PyTorch's own functions the options that it lacks."""
+    x = input if softcap is None else softcap * torch.tanh(input / softcap)
+    value = F.cross_entropy(x, target, weight, **options)
+    if not z_loss:
+        return value
+    counted = target != options.get("ignore_index", -100)
+    squares = z_loss * x.logsumexp(1).square() * counted
+    if options.get("reduction") == "none":
+        return value + squares
+    if options.get("reduction") == "sum":
+        return value + squares.sum()
+    w = counted if weight is None else weight[target * counted] * counted
+    return value + squares.sum() / w.sum()
+
+
+def native_linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, **options):
+    return native_cross_entropy(F.linear(input, linear_weight, linear_bias), target, **options)
+
+
+NATIVE = {"logits": native_cross_entropy, "linear": native_linear_cross_entropy}

@@ -1,0 +1,236 @@
+"""Properties of the gate: value and gradients are right for all options, dtypes and sizes.
+
+A property is tried on cases from small to large, so the first case that fails is the smallest. An
+error has a budget: twice the error of PyTorch's own loss at the same precision, plus rounding.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from unittest import SkipTest
+
+import hypothesis
+import hypothesis.strategies as st
+import torch
+from torch import Tensor
+
+import impls
+from benchmarks.measure import oracle
+from impls.loss import INTERPRETED
+from tests.gate.case import NATIVE, Case, Tensors, Wrong, call
+
+# For allclose, relative to the largest element. The budget is tighter, but this one stands alone.
+RTOL = {"float64": 1e-10, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def check_options(loss: impls.Loss) -> None:
+    """Value and gradients are right for every reduction, smoothing, class weights, ignored rows."""
+    for label_smoothing, weighted, reduction in itertools.product(
+        (0.0, 0.1), (False, True), ("mean", "sum", "none")
+    ):
+        judge(
+            loss,
+            Case(
+                reduction=reduction,
+                label_smoothing=label_smoothing,
+                weighted=weighted,
+                ignored=(1, 3),
+            ),
+        )
+
+
+def check_softcap_and_z_loss(loss: impls.Loss) -> None:
+    """With a softcap the logits are c tanh(x/c); z_loss adds z lse², reduced as the loss is."""
+    offered = [name for name in ("softcap", "z_loss") if name in loss.options]
+    if not offered:
+        raise SkipTest("neither softcap nor z_loss")
+    for reduction, weighted in itertools.product(("mean", "sum", "none"), (False, True)):
+        case = Case(reduction=reduction, weighted=weighted, ignored=(1,), scale=3.0).fit(loss)
+        for name, value in (("softcap", 2.0), ("z_loss", 0.05)):
+            if name in offered:
+                judge(loss, replace(case, **{name: value}))
+    both = Case(softcap=5.0, z_loss=1e-3, label_smoothing=0.1, n=6, v=37, scale=10.0)
+    for dtype in loss.support.dtypes:
+        judge(loss, replace(both, dtype=dtype))
+
+
+def check_dtypes(loss: impls.Loss) -> None:
+    """Value and gradients are as precise as the dtype allows, in each dtype."""
+    for dtype in loss.support.dtypes:
+        judge(loss, Case(dtype=dtype, n=6, v=37))
+        judge(loss, Case(dtype=dtype, n=6, v=37, reduction="none", weighted=True, ignored=(2,)))
+        judge(loss, Case(dtype=dtype, n=6, v=37, label_smoothing=0.2, scale=4.0))
+        judge(loss, Case(dtype=dtype, n=100 if INTERPRETED else 2000, v=37, reduction="sum"))
+        judge(loss, Case(dtype=dtype, n=4, v=5003))
+        if not INTERPRETED:
+            judge(loss, Case(dtype=dtype, n=600, v=5003))
+
+
+def check_sizes(loss: impls.Loss) -> None:
+    """It is right for every number of rows and classes: one, primes, around powers of two."""
+    for n, v in itertools.product((1, 2), (1, 2, 3)):
+        judge(loss, Case(n=n, v=v))
+    for v in (31, 32, 33, 127, 128, 129, 255, 256, 257, 1000, 1021, 1024):
+        judge(loss, Case(n=3, v=v))
+    judge(loss, Case(n=37, v=67))
+    if INTERPRETED:  # which takes minutes for larger ones
+        return
+    for v in (4095, 4096, 4097):
+        judge(loss, Case(n=3, v=v))
+    for v in (8191, 8192, 8193, 50257, 65535, 65536, 65537, 70001):
+        judge(loss, Case(n=2, v=v))
+    judge(loss, Case(n=1037, v=67))
+    judge(loss, Case(n=33, v=9001, label_smoothing=0.1, weighted=True, ignored=(0, 5)))
+
+
+def check_first_and_last(loss: impls.Loss) -> None:
+    """The first and the last class, as targets, are like any other."""
+    for v in (2, 11, 4099):
+        case = Case(n=4, v=v, reduction="none").fit(loss)
+        tensors = case.tensors(loss)
+        tensors["target"] = tensors["target"].new_tensor([0, v - 1, v - 1, 0])
+        judge(loss, case, tensors, "targets 0 and V-1")
+
+
+def check_random(loss: impls.Loss) -> None:
+    """It is right for calls drawn at random; the one shown is the smallest hypothesis found."""
+    rows = st.integers(1, 12)
+    layouts = ["contiguous", "transposed", "sliced", "expanded"]
+    if "strides" in loss.support.deviations:
+        layouts = layouts[:1]
+
+    @hypothesis.settings(
+        max_examples=60,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        print_blob=False,
+        report_multiple_bugs=False,  # the first says enough; several come without their messages
+    )
+    @hypothesis.given(
+        case=st.builds(
+            Case,
+            n=rows,
+            v=st.integers(2, 300),
+            reduction=st.sampled_from(["mean", "sum", "none"]),
+            label_smoothing=st.sampled_from([0.0, 0.1]),
+            weighted=st.booleans(),
+            ignore_index=st.sampled_from([-100, -1, 0, 3]),
+            scale=st.sampled_from([1.0, 0.01, 20.0]),
+            seed=st.integers(0, 1000),
+        ),
+        ignored=st.sets(st.integers(0, 11)),
+        layout=st.sampled_from(layouts),
+    )
+    def drawn(case: Case, ignored: set[int], layout: str) -> None:
+        case = case.fit(loss)
+        case = replace(case, ignored=tuple(sorted(row for row in ignored if row < case.n)))
+        tensors = case.tensors(loss)
+        x = tensors["input"]
+        tensors["input"] = {
+            "contiguous": x,
+            "transposed": x.T.contiguous().T,
+            "sliced": x.repeat_interleave(3, 1)[:, 1::3],
+            "expanded": x[:1].expand_as(x),
+        }[layout]
+        if (tensors["target"] == case.ignore_index).all():
+            return  # the mean is nan, which another property is about
+        judge(loss, case, tensors, f"input {layout}")
+
+    drawn()
+
+
+def judge(loss: impls.Loss, case: Case, tensors: Tensors | None = None, about: str = "") -> None:
+    """Raise ``Wrong`` unless value and gradients are within the budget of those of the oracle."""
+    case = case.fit(loss)
+    tensors = tensors or case.tensors(loss)
+    options, upstream = case.options(loss), case.upstream()
+    where = f"{case}{about and '; ' + about}"
+    native = oracle.evaluate(NATIVE[loss.level], tensors, upstream, **options)
+    expected = oracle.expected(loss.level, tensors, upstream, **options)
+    scales = natural_scales(tensors, upstream, options)
+    # Last: a loss that overwrites its arguments must not spoil what it is held against.
+    actual = call(lambda: oracle.evaluate(loss.fn, tensors, upstream, **options), where)
+    for name, right in expected.items():
+        numbers = actual[name], native[name], right
+        compare(*numbers, scales[name], name, case.dtype, case.v, where)
+        if loss.level == "logits" and name == "input":
+            # The target's entry, near -1, hides all others from a norm, and they do not cancel.
+            others = torch.ones_like(right, dtype=torch.bool)
+            others[range(case.n), tensors["target"].clamp(0, case.v - 1)] = False
+            parts = (tensor * others for tensor in (actual[name], native[name], right))
+            what = "input, but for the target's entries"
+            compare(*parts, None, what, case.dtype, case.v, where)
+
+
+def compare(
+    actual: Tensor,
+    native: Tensor,
+    expected: Tensor,
+    scale: Tensor | None,
+    name: str,
+    dtype: str,
+    terms: int,
+    where: str,
+) -> None:
+    """Raise ``Wrong`` unless ``actual`` is as near to ``expected`` as the budget asks.
+
+    A CPU without vector instructions adds the n ``terms`` of a sum in order. The rounding errors
+    then add up to about √n of one error, so the band grows with √n. Half precision is summed in
+    float32, so its band does not grow.
+    """
+    growth = 1 + terms**0.5 / 32 if dtype in ("float32", "float64") else 1.0
+    what = "the value" if name == "value" else f"the gradient of {name}"
+    if actual.shape != expected.shape:
+        raise Wrong(
+            f"{what} has shape {tuple(actual.shape)}, not {tuple(expected.shape)} ({where})"
+        )
+    if str(actual.dtype) != f"torch.{dtype}":
+        raise Wrong(f"{what} is {actual.dtype}, not {dtype} ({where})")
+    # One row alone may have less luck than PyTorch's in its rounding than all of them together.
+    for norm, distance, bands in (
+        ("", oracle.error, 1),
+        (" in its worst row", oracle.worst_row, 4),
+    ):
+        found, theirs = distance(actual, expected, scale), distance(native, expected, scale)
+        allowed = oracle.budget(theirs, dtype, bands * growth)
+        if not found <= allowed:
+            raise Wrong(
+                f"{what} is off by {found:.2g}{norm}, of which {allowed:.2g} is allowed "
+                f"(PyTorch's own: {theirs:.2g}; {where})"
+            )
+    largest = max(
+        (
+            float(t[t.isfinite()].abs().max())
+            for t in (expected, scale)
+            if t is not None and t.numel()
+        ),
+        default=0.0,
+    )
+    atol = RTOL[dtype] * largest
+    if not torch.allclose(
+        actual.double(), expected.double(), rtol=RTOL[dtype], atol=atol, equal_nan=True
+    ):
+        raise Wrong(f"{what} is not allclose to the oracle's ({where})")
+
+
+def natural_scales(tensors: Tensors, upstream: Tensor, options: Mapping[str, Any]) -> Tensors:
+    """How large value and gradients are before anything cancels: those where all logits are 0.
+
+    p - 1 for a p near 1 is small, and its error is that of a number near 1.
+    """
+    weight = tensors.get("linear_weight")
+    x = tensors["input"].double()
+    logits = x if weight is None else x @ weight.double().T
+    kept = {name: tensors[name] for name in ("target", "weight") if name in tensors}
+    zero = {"input": torch.zeros_like(logits), **kept}
+    at_zero = oracle.expected("logits", zero, upstream, **options)
+    value, grad = at_zero["value"].abs(), at_zero["input"].abs()
+    finite = logits.masked_fill(~logits.isfinite(), 0)
+    largest = finite.abs().max() if finite.numel() else finite.sum()
+    scales = {"value": value * (1 + largest), "input": grad}
+    if weight is not None:
+        scales |= {"input": grad @ weight.double().abs(), "linear_weight": grad.T @ x.abs()}
+        scales["linear_bias"] = grad.sum(0)
+    return scales
