@@ -32,9 +32,9 @@ def check_strides(loss: impls.Loss) -> None:
     judge(loss, case, {**tensors, "target": strided}, "target every third of a longer one")
     expanded = tensors["target"][:1].expand(6)
     judge(loss, case, {**tensors, "target": expanded}, "target expanded")
-    judge_upstream = tensors["input"].new_tensor(0.5).expand(6)
-    right = oracle.expected(loss.level, tensors, judge_upstream, **case.options(loss))
-    for name, grad in gradients(loss, case, tensors, judge_upstream).items():
+    upstream = tensors["input"].new_tensor(0.5).expand_as(case.upstream())
+    right = oracle.expected(loss.level, tensors, upstream, **case.options(loss))
+    for name, grad in gradients(loss, case, tensors, upstream).items():
         expect(
             oracle.error(grad, right[name]) < tolerance(loss, 1e-5),
             f"the gradient of {name} is wrong for an expanded upstream gradient ({case})",

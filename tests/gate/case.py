@@ -13,6 +13,8 @@ from benchmarks.measure import oracle
 
 Tensors = dict[str, Tensor]
 
+OPTIONS = ("reduction", "label_smoothing", "ignore_index", "softcap", "z_loss")
+
 
 class Wrong(AssertionError):
     """A property that the loss lacks, in plain words, with the case that shows it."""
@@ -37,9 +39,21 @@ class Case:
     seed: int = 0
 
     def fit(self, loss: impls.Loss) -> "Case":
-        """This case in a dtype that the loss has: its own or, failing that, the loss's first."""
-        dtypes = loss.support.dtypes
-        return self if self.dtype in dtypes else replace(self, dtype=dtypes[0])
+        """This case with what the loss has: a dtype of the loss, and no option that it lacks.
+
+        A loss without ``reduction`` is the mean.
+        """
+        dtypes, default = loss.support.dtypes, Case()
+        dtype = self.dtype if self.dtype in dtypes else dtypes[0]
+        needed = {"ignored": "ignore_index", "weighted": "weight"} | {
+            name: name for name in OPTIONS
+        }
+        lacking = {
+            field: getattr(default, field)
+            for field, option in needed.items()
+            if option not in loss.options
+        }
+        return replace(self, dtype=dtype, **lacking)
 
     def tensors(self, loss: impls.Loss) -> Tensors:
         generator = torch.Generator().manual_seed(self.seed)
@@ -58,9 +72,8 @@ class Case:
             if "linear_bias" in loss.options:
                 tensors["linear_bias"] = normal(self.v)
         target = torch.randint(self.v, (self.n,), generator=generator)
-        if "ignore_index" in loss.options:
-            target[list(self.ignored)] = self.ignore_index
-        if self.weighted and "weight" in loss.options:
+        target[list(self.ignored)] = self.ignore_index
+        if self.weighted:
             tensors["weight"] = torch.rand(self.v, generator=generator) + 0.1
         device = loss.support.devices[0]
         converted = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
@@ -68,11 +81,7 @@ class Case:
 
     def options(self, loss: impls.Loss) -> dict[str, Any]:
         """The options of this case that the loss has."""
-        return {
-            name: getattr(self, name)
-            for name in ("reduction", "label_smoothing", "ignore_index", "softcap", "z_loss")
-            if name in loss.options
-        }
+        return {name: getattr(self, name) for name in OPTIONS if name in loss.options}
 
     def upstream(self) -> Tensor:
         """A random gradient of the loss's value."""
@@ -151,6 +160,11 @@ def tolerance(loss: impls.Loss, float32: float) -> float:
     """
     dtype = Case().fit(loss).dtype
     return float32 if dtype == "float32" else max(float32, 2 * oracle.BAND[dtype])
+
+
+def reductions(loss: impls.Loss) -> tuple[str, ...]:
+    """The reductions that the loss offers. A loss without the option is the mean."""
+    return ("mean", "sum", "none") if "reduction" in loss.options else ("mean",)
 
 
 def native_cross_entropy(input, target, weight=None, *, softcap=None, z_loss=0.0, **options):

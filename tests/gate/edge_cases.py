@@ -6,7 +6,7 @@ import torch
 
 import impls
 from benchmarks.measure import oracle
-from tests.gate.case import Case, Tensors, call, expect, gradients, tolerance
+from tests.gate.case import Case, Tensors, call, expect, gradients, reductions, tolerance
 from tests.gate.values import judge
 
 
@@ -15,7 +15,7 @@ def check_ignored(loss: impls.Loss) -> None:
     if "ignore_index" not in loss.options:
         raise SkipTest("no option ignore_index")
     for ignored in ((0,), (4,), (0, 1, 2), (1, 2, 3, 4)):
-        for reduction in ("mean", "sum", "none"):
+        for reduction in reductions(loss):
             judge(loss, Case(ignored=ignored, reduction=reduction))
     for ignore_index in (-1, 0, 5, 10, 255):
         judge(loss, Case(ignored=(1, 2), ignore_index=ignore_index))
@@ -32,11 +32,11 @@ def check_all_ignored(loss: impls.Loss) -> None:
     if "ignore_index" not in loss.options:
         raise SkipTest("no option ignore_index")
     for smoothing in (0.0, 0.1):
-        for reduction, right in (("mean", float("nan")), ("sum", 0.0), ("none", [0.0] * 5)):
+        for reduction in reductions(loss):
             case = Case(
                 ignored=(0, 1, 2, 3, 4), reduction=reduction, label_smoothing=smoothing
             ).fit(loss)
-            same_value(loss, case, case.tensors(loss), right)
+            same_value(loss, case, case.tensors(loss), value_without_rows(case))
             if reduction != "mean":
                 grads = gradients(loss, case, case.tensors(loss), case.upstream())
                 expect(not grads["input"].any(), f"ignored rows have a gradient ({case})")
@@ -44,10 +44,10 @@ def check_all_ignored(loss: impls.Loss) -> None:
 
 def check_empty(loss: impls.Loss) -> None:
     """No rows: the mean is nan, the sum 0, and every gradient has its shape, all zero."""
-    for reduction, right in (("mean", float("nan")), ("sum", 0.0), ("none", [])):
+    for reduction in reductions(loss):
         case = Case(n=0, reduction=reduction).fit(loss)
         tensors = case.tensors(loss)
-        same_value(loss, case, tensors, right)
+        same_value(loss, case, tensors, value_without_rows(case))
         if reduction != "mean":
             for name, grad in gradients(loss, case, tensors, case.upstream()).items():
                 expect(
@@ -97,6 +97,11 @@ def check_extreme_logits(loss: impls.Loss) -> None:
             oracle.error(value, right) < tolerance(loss, 1e-5),
             f"the value is wrong where a bias is -inf ({case})",
         )
+
+
+def value_without_rows(case: Case) -> float | list[float]:
+    """PyTorch's value where no row counts."""
+    return {"mean": float("nan"), "sum": 0.0, "none": [0.0] * case.n}[case.reduction]
 
 
 def same_value(loss: impls.Loss, case: Case, tensors: Tensors, right: float | list[float]) -> None:

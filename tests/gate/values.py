@@ -18,7 +18,7 @@ from torch import Tensor
 import impls
 from benchmarks.measure import oracle
 from impls.loss import INTERPRETED
-from tests.gate.case import NATIVE, Case, Tensors, Wrong, call
+from tests.gate.case import NATIVE, Case, Tensors, Wrong, call, reductions
 
 # For allclose, relative to the largest element. The budget is tighter, but this one stands alone.
 RTOL = {"float64": 1e-10, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -27,7 +27,7 @@ RTOL = {"float64": 1e-10, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 def check_options(loss: impls.Loss) -> None:
     """Value and gradients are right for every reduction, smoothing, class weights, ignored rows."""
     for label_smoothing, weighted, reduction in itertools.product(
-        (0.0, 0.1), (False, True), ("mean", "sum", "none")
+        (0.0, 0.1), (False, True), reductions(loss)
     ):
         judge(
             loss,
@@ -45,7 +45,7 @@ def check_softcap_and_z_loss(loss: impls.Loss) -> None:
     offered = [name for name in ("softcap", "z_loss") if name in loss.options]
     if not offered:
         raise SkipTest("neither softcap nor z_loss")
-    for reduction, weighted in itertools.product(("mean", "sum", "none"), (False, True)):
+    for reduction, weighted in itertools.product(reductions(loss), (False, True)):
         case = Case(reduction=reduction, weighted=weighted, ignored=(1,), scale=3.0).fit(loss)
         for name, value in (("softcap", 2.0), ("z_loss", 0.05)):
             if name in offered:
@@ -95,7 +95,6 @@ def check_first_and_last(loss: impls.Loss) -> None:
 
 def check_random(loss: impls.Loss) -> None:
     """It is right for calls drawn at random; the one shown is the smallest hypothesis found."""
-    rows = st.integers(1, 12)
     layouts = ["contiguous", "transposed", "sliced", "expanded"]
     if "strides" in loss.support.deviations:
         layouts = layouts[:1]
@@ -111,9 +110,9 @@ def check_random(loss: impls.Loss) -> None:
     @hypothesis.given(
         case=st.builds(
             Case,
-            n=rows,
+            n=st.integers(1, 12),
             v=st.integers(2, 300),
-            reduction=st.sampled_from(["mean", "sum", "none"]),
+            reduction=st.sampled_from(reductions(loss)),
             label_smoothing=st.sampled_from([0.0, 0.1]),
             weighted=st.booleans(),
             ignore_index=st.sampled_from([-100, -1, 0, 3]),
@@ -124,8 +123,8 @@ def check_random(loss: impls.Loss) -> None:
         layout=st.sampled_from(layouts),
     )
     def drawn(case: Case, ignored: set[int], layout: str) -> None:
-        case = case.fit(loss)
-        case = replace(case, ignored=tuple(sorted(row for row in ignored if row < case.n)))
+        rows = tuple(sorted(row for row in ignored if row < case.n))
+        case = replace(case, ignored=rows).fit(loss)
         tensors = case.tensors(loss)
         x = tensors["input"]
         tensors["input"] = {

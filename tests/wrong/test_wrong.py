@@ -15,6 +15,7 @@ from tests.gate.case import Wrong
 from tests.gate.runner import CHECKS, hold
 from tests.wrong import linear, logits, sharded
 
+FILES = ROOT / "tests" / "files"
 LEVELS = {"logits": logits, "linear": linear, "sharded": sharded}
 WRONG = [(level, bug, check) for level in LEVELS for bug, (check, _) in LEVELS[level].BUGS.items()]
 # What the gate says of a bug that shows by an error; of all others it says what is wrong.
@@ -92,6 +93,14 @@ def checkpointed(input, linear_weight, target, *, linear_bias=None, reduction="m
     )
 
 
+def mean_of_hidden_states(input, linear_weight, target):
+    return F.cross_entropy(F.linear(input, linear_weight), target)
+
+
+def mean_that_ignores(input, target, ignore_index=-100):
+    return F.cross_entropy(input, target, ignore_index=ignore_index)
+
+
 def in_place(input, target, *, reduction="mean"):
     """It overwrites the logits, and declares that it does."""
     value = gradient_made_in_forward(input, target, reduction=reduction)
@@ -103,6 +112,8 @@ RIGHT = {
     "log_softmax_and_nll": ("logits", log_softmax_and_nll),
     "gradient_made_in_forward": ("logits", gradient_made_in_forward),
     "in_place": ("logits", in_place),
+    "mean_of_hidden_states": ("linear", mean_of_hidden_states),
+    "mean_that_ignores": ("logits", mean_that_ignores),
     "checkpointed": ("linear", checkpointed),
     "torch's own": ("linear", getattr(F, "linear_cross_entropy", None)),
 }
@@ -123,6 +134,17 @@ def test_a_loss_of_logits_is_one_of_hidden_states(check: str) -> None:
     eager = impls.load("logits.eager").as_linear()
     assert eager.options == ("linear_bias", *impls.load("logits.eager").options)
     hold(eager, check)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_loss_without_options_passes(check: str) -> None:
+    hold(impls.load(str(FILES / "mean_only.py")), check)
+
+
+@pytest.mark.parametrize("check", ["options", "sizes", "strides", "upstream", "random"])
+def test_a_wrong_loss_without_options_is_rejected(check: str) -> None:
+    with pytest.raises(Wrong, match="the gradient of input"):
+        hold(impls.load(str(FILES / "zeros.py")), check)
 
 
 def test_one_message_of_several_random_failures() -> None:
