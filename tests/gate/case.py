@@ -17,12 +17,12 @@ OPTIONS = ("reduction", "label_smoothing", "ignore_index", "softcap", "z_loss")
 
 
 class Wrong(AssertionError):
-    """A property that the loss lacks, in plain words, with the case that shows it."""
+    """The loss lacks a property. The message names the case that shows it."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call: sizes, dtype and options, from which seeded tensors follow."""
+    """The sizes, dtype and options of a call. The seed determines its tensors."""
 
     n: int = 5
     v: int = 11
@@ -32,14 +32,14 @@ class Case:
     label_smoothing: float = 0.0
     weighted: bool = False
     ignore_index: int = -100
-    ignored: tuple[int, ...] = ()  # which rows
+    ignored: tuple[int, ...] = ()  # the numbers of the ignored rows
     softcap: float | None = None
     z_loss: float = 0.0
     scale: float = 1.0  # of the logits
     seed: int = 0
 
     def fit(self, loss: impls.Loss) -> "Case":
-        """This case with what the loss has: a dtype of the loss, and no option that it lacks.
+        """This case in a dtype that the loss has, without the options that the loss lacks.
 
         A loss without ``reduction`` is the mean.
         """
@@ -84,51 +84,72 @@ class Case:
         return {name: getattr(self, name) for name in OPTIONS if name in loss.options}
 
     def upstream(self) -> Tensor:
-        """A random gradient of the loss's value."""
+        """A random upstream gradient, in the shape of the value."""
         shape = (self.n,) if self.reduction == "none" else ()
         generator = torch.Generator().manual_seed(self.seed + 1)
         return torch.randn(shape, generator=generator).to(getattr(torch, self.dtype))
 
     def __str__(self) -> str:
         default = Case()
-        said = [f"N={self.n}", f"V={self.v}", self.dtype, f"reduction={self.reduction!r}"]
+        parts = [f"N={self.n}", f"V={self.v}", self.dtype, f"reduction={self.reduction!r}"]
         for name in (
             *("label_smoothing", "weighted", "ignore_index", "ignored"),
             *("softcap", "z_loss", "scale"),
         ):
             if getattr(self, name) != getattr(default, name):
-                said.append(f"{name}={getattr(self, name)}")
-        return ", ".join(said)
+                parts.append(f"{name}={getattr(self, name)}")
+        return ", ".join(parts)
 
 
 def call(run: Callable[[], Any], where: str) -> Any:
-    """What ``run()`` returns; ``Wrong`` if it raises, saying what."""
+    """Return ``run()``. If it raises, raise ``Wrong`` with the error in its message."""
     try:
         return run()
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise Wrong(f"it raises {type(error).__name__}: {reason} ({where})") from error
+        raise Wrong(f"the loss raises {describe(error)} ({where})") from error
 
 
-def expect(condition: object, what: str) -> None:
+def describe(error: Exception) -> str:
+    """The type and the first line of an error."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def expect(condition: object, message: str) -> None:
     if not condition:
-        raise Wrong(what)
+        raise Wrong(message)
+
+
+def expect_close(actual: Tensor, expected: Tensor, allowed: float, what: str, where: str) -> None:
+    """Raise ``Wrong`` unless the relative error of ``actual`` is less than ``allowed``."""
+    error = oracle.error(actual, expected)
+    expect(
+        error < allowed,
+        f"{what} is wrong: relative error {error:.2g}, allowed {allowed:.2g} ({where})",
+    )
+
+
+def call_loss(loss: impls.Loss, case: Case, tensors: Mapping[str, Tensor], about: str = "") -> Any:
+    """Call the loss with the options of the case."""
+    where = f"{case}{about and '; ' + about}"
+    return call(lambda: loss.fn(**tensors, **case.options(loss)), where)
 
 
 def forward(
     loss: impls.Loss, case: Case, tensors: Mapping[str, Tensor], need: tuple[str, ...] | None = None
 ) -> tuple[Tensor, Tensors]:
-    """The value, and the leaves (copies of the arguments) whose gradients can be asked for."""
+    """The value, and copies of the arguments ``need``, by name, as leaves of the graph.
+
+    Without ``need``, all differentiable arguments are leaves.
+    """
     leaves = {
         name: tensors[name].clone().requires_grad_()
         for name in need or oracle.DIFFERENTIABLE
         if name in tensors
     }
-    arguments = {**tensors, **leaves}
-    return call(lambda: loss.fn(**arguments, **case.options(loss)), str(case)), leaves
+    return call_loss(loss, case, {**tensors, **leaves}), leaves
 
 
-def grads_of(
+def backward(
     value: Tensor, leaves: Tensors, upstream: Tensor, retain_graph: bool = False
 ) -> tuple[Tensor, ...]:
     upstream = upstream.to(value)
@@ -142,21 +163,21 @@ def gradients(
     upstream: Tensor,
     need: tuple[str, ...] | None = None,
 ) -> Tensors:
-    """The gradients, by name, of the arguments as they are: not copies."""
+    """The gradients by argument. The loss gets the arguments themselves, not copies."""
     leaves = {
         name: tensors[name].detach().requires_grad_()
         for name in need or oracle.DIFFERENTIABLE
         if name in tensors
     }
-    value = call(lambda: loss.fn(**{**tensors, **leaves}, **case.options(loss)), str(case))
-    grads = call(lambda: grads_of(value, leaves, upstream), str(case))
+    value = call_loss(loss, case, {**tensors, **leaves})
+    grads = call(lambda: backward(value, leaves, upstream), str(case))
     return dict(zip(leaves, grads, strict=True))
 
 
 def tolerance(loss: impls.Loss, float32: float) -> float:
-    """The relative error allowed of a loss of which ``float32`` is, if it has that dtype.
+    """The relative error that is allowed, where ``float32`` is allowed of a loss in float32.
 
-    Without it, the properties are tried in its first dtype, which rounds more.
+    A loss without float32 is tried in its first dtype, which may round more.
     """
     dtype = Case().fit(loss).dtype
     return float32 if dtype == "float32" else max(float32, 2 * oracle.BAND[dtype])
@@ -168,7 +189,7 @@ def reductions(loss: impls.Loss) -> tuple[str, ...]:
 
 
 def native_cross_entropy(input, target, weight=None, *, softcap=None, z_loss=0.0, **options):
-    """PyTorch's own loss, and by PyTorch's own functions the options that it lacks."""
+    """PyTorch's own loss. PyTorch's functions add the options that it lacks."""
     x = input if softcap is None else softcap * torch.tanh(input / softcap)
     value = F.cross_entropy(x, target, weight, **options)
     if not z_loss:

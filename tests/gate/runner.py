@@ -19,21 +19,21 @@ CHECKS = {
 }
 
 
-def hold(loss: impls.Loss, check: str) -> None:
-    """Raise ``Wrong`` unless ``loss`` has the property ``check``, one of ``CHECKS``.
+def check_property(loss: impls.Loss, name: str) -> None:
+    """Raise ``Wrong`` unless ``loss`` has the property ``name``, a key of ``CHECKS``.
 
-    ``unittest.SkipTest``, if the property is about what the loss does not offer.
+    Raise ``unittest.SkipTest`` if the property is about an option or dtype that the loss lacks.
     """
-    if loss.support.overwrites_input and check != "arguments_untouched":
-        loss = replace(loss, fn=given_a_copy(loss.fn))
-    CHECKS[check](loss)
+    if loss.support.overwrites_input and name != "arguments_untouched":
+        loss = replace(loss, fn=copy_input(loss.fn))
+    CHECKS[name](loss)
 
 
-def given_a_copy(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``fn``, which overwrites its input, called with a copy of it."""
+def copy_input(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``fn`` with a copy of its input, which ``fn`` overwrites."""
 
     @functools.wraps(fn)
-    def spared(input: Tensor, *others: Any, **options: Any) -> Tensor:
+    def call_with_copy(input: Tensor, *others: Any, **options: Any) -> Tensor:
         return fn(input.clone(), *others, **options)
 
-    return spared
+    return call_with_copy

@@ -20,12 +20,13 @@ from benchmarks.measure import oracle
 from impls.loss import INTERPRETED
 from tests.gate.case import NATIVE, Case, Tensors, Wrong, call, reductions
 
-# For allclose, relative to the largest element. The budget is tighter, but this one stands alone.
+# For allclose, relative to the largest element. The budget is tighter. This tolerance does not
+# depend on PyTorch's own error.
 RTOL = {"float64": 1e-10, "float32": 2e-4, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 def check_options(loss: impls.Loss) -> None:
-    """Value and gradients are right for every reduction, smoothing, class weights, ignored rows."""
+    """Value and gradients are right with each reduction, smoothing, class weights, ignored rows."""
     for label_smoothing, weighted, reduction in itertools.product(
         (0.0, 0.1), (False, True), reductions(loss)
     ):
@@ -41,7 +42,7 @@ def check_options(loss: impls.Loss) -> None:
 
 
 def check_softcap_and_z_loss(loss: impls.Loss) -> None:
-    """With a softcap the logits are c tanh(x/c); z_loss adds z lse², reduced as the loss is."""
+    """softcap makes the logits c tanh(x/c). z_loss adds z lse² to the loss of each row."""
     offered = [name for name in ("softcap", "z_loss") if name in loss.options]
     if not offered:
         raise SkipTest("neither softcap nor z_loss")
@@ -56,7 +57,7 @@ def check_softcap_and_z_loss(loss: impls.Loss) -> None:
 
 
 def check_dtypes(loss: impls.Loss) -> None:
-    """Value and gradients are as precise as the dtype allows, in each dtype."""
+    """In each dtype, value and gradients are as precise as the dtype allows."""
     for dtype in loss.support.dtypes:
         judge(loss, Case(dtype=dtype, n=6, v=37))
         judge(loss, Case(dtype=dtype, n=6, v=37, reduction="none", weighted=True, ignored=(2,)))
@@ -68,13 +69,13 @@ def check_dtypes(loss: impls.Loss) -> None:
 
 
 def check_sizes(loss: impls.Loss) -> None:
-    """It is right for every number of rows and classes: one, primes, around powers of two."""
+    """The loss is right for any number of rows and classes: 1, primes, near powers of two."""
     for n, v in itertools.product((1, 2), (1, 2, 3)):
         judge(loss, Case(n=n, v=v))
     for v in (31, 32, 33, 127, 128, 129, 255, 256, 257, 1000, 1021, 1024):
         judge(loss, Case(n=3, v=v))
     judge(loss, Case(n=37, v=67))
-    if INTERPRETED:  # which takes minutes for larger ones
+    if INTERPRETED:  # the interpreter takes minutes for larger sizes
         return
     for v in (4095, 4096, 4097):
         judge(loss, Case(n=3, v=v))
@@ -85,7 +86,7 @@ def check_sizes(loss: impls.Loss) -> None:
 
 
 def check_first_and_last(loss: impls.Loss) -> None:
-    """The first and the last class, as targets, are like any other."""
+    """The loss is right where the target is the first class or the last class."""
     for v in (2, 11, 4099):
         case = Case(n=4, v=v, reduction="none").fit(loss)
         tensors = case.tensors(loss)
@@ -94,7 +95,7 @@ def check_first_and_last(loss: impls.Loss) -> None:
 
 
 def check_random(loss: impls.Loss) -> None:
-    """It is right for calls drawn at random; the one shown is the smallest hypothesis found."""
+    """The loss is right for random calls. The call shown is the smallest that hypothesis found."""
     layouts = ["contiguous", "transposed", "sliced", "expanded"]
     if "strides" in loss.support.deviations:
         layouts = layouts[:1]
@@ -105,7 +106,7 @@ def check_random(loss: impls.Loss) -> None:
         database=None,
         deadline=None,
         print_blob=False,
-        report_multiple_bugs=False,  # the first says enough; several come without their messages
+        report_multiple_bugs=False,  # several would come without their messages
     )
     @hypothesis.given(
         case=st.builds(
@@ -122,7 +123,7 @@ def check_random(loss: impls.Loss) -> None:
         ignored=st.sets(st.integers(0, 11)),
         layout=st.sampled_from(layouts),
     )
-    def drawn(case: Case, ignored: set[int], layout: str) -> None:
+    def judge_drawn(case: Case, ignored: set[int], layout: str) -> None:
         rows = tuple(sorted(row for row in ignored if row < case.n))
         case = replace(case, ignored=rows).fit(loss)
         tensors = case.tensors(loss)
@@ -134,10 +135,10 @@ def check_random(loss: impls.Loss) -> None:
             "expanded": x[:1].expand_as(x),
         }[layout]
         if (tensors["target"] == case.ignore_index).all():
-            return  # the mean is nan, which another property is about
+            return  # the property all_ignored is about it
         judge(loss, case, tensors, f"input {layout}")
 
-    drawn()
+    judge_drawn()
 
 
 def judge(loss: impls.Loss, case: Case, tensors: Tensors | None = None, about: str = "") -> None:
@@ -149,17 +150,17 @@ def judge(loss: impls.Loss, case: Case, tensors: Tensors | None = None, about: s
     native = oracle.evaluate(NATIVE[loss.level], tensors, upstream, **options)
     expected = oracle.expected(loss.level, tensors, upstream, **options)
     scales = natural_scales(tensors, upstream, options)
-    # Last: a loss that overwrites its arguments must not spoil what it is held against.
+    # The loss comes last: if it overwrites its arguments, the numbers above stay right.
     actual = call(lambda: oracle.evaluate(loss.fn, tensors, upstream, **options), where)
-    for name, right in expected.items():
-        numbers = actual[name], native[name], right
+    for name, exact in expected.items():
+        numbers = actual[name], native[name], exact
         compare(*numbers, scales[name], name, case.dtype, case.v, where)
         if loss.level == "logits" and name == "input":
-            # The target's entry, near -1, hides all others from a norm, and they do not cancel.
-            others = torch.ones_like(right, dtype=torch.bool)
+            # The target's entry is near -1. In a norm it hides the errors of all other entries.
+            others = torch.ones_like(exact, dtype=torch.bool)
             others[range(case.n), tensors["target"].clamp(0, case.v - 1)] = False
-            parts = (tensor * others for tensor in (actual[name], native[name], right))
-            what = "input, but for the target's entries"
+            parts = (tensor * others for tensor in (actual[name], native[name], exact))
+            what = "input without the entries of the targets"
             compare(*parts, None, what, case.dtype, case.v, where)
 
 
@@ -173,7 +174,7 @@ def compare(
     terms: int,
     where: str,
 ) -> None:
-    """Raise ``Wrong`` unless ``actual`` is as near to ``expected`` as the budget asks.
+    """Raise ``Wrong`` unless the error of ``actual`` is within the budget.
 
     A CPU without vector instructions adds the n ``terms`` of a sum in order. The rounding errors
     then add up to about √n of one error, so the band grows with √n. Half precision is summed in
@@ -187,17 +188,17 @@ def compare(
         )
     if str(actual.dtype) != f"torch.{dtype}":
         raise Wrong(f"{what} is {actual.dtype}, not {dtype} ({where})")
-    # One row alone may have less luck than PyTorch's in its rounding than all of them together.
-    for norm, distance, bands in (
+    # The rounding error of a single row varies more than the rounding error of all rows.
+    for part, distance, bands in (
         ("", oracle.error, 1),
-        (" in its worst row", oracle.worst_row, 4),
+        (" in the worst row", oracle.worst_row, 4),
     ):
-        found, theirs = distance(actual, expected, scale), distance(native, expected, scale)
-        allowed = oracle.budget(theirs, dtype, bands * growth)
-        if not found <= allowed:
+        error, native_error = (distance(t, expected, scale) for t in (actual, native))
+        allowed = oracle.budget(native_error, dtype, bands * growth)
+        if not error <= allowed:
             raise Wrong(
-                f"{what} is off by {found:.2g}{norm}, of which {allowed:.2g} is allowed "
-                f"(PyTorch's own: {theirs:.2g}; {where})"
+                f"{what} is wrong{part}: relative error {error:.2g}, allowed {allowed:.2g}, "
+                f"PyTorch's own {native_error:.2g} ({where})"
             )
     largest = max(
         (
@@ -211,13 +212,16 @@ def compare(
     if not torch.allclose(
         actual.double(), expected.double(), rtol=RTOL[dtype], atol=atol, equal_nan=True
     ):
-        raise Wrong(f"{what} is not allclose to the oracle's ({where})")
+        raise Wrong(
+            f"{what} has a wrong element: allclose to float64 fails with rtol {RTOL[dtype]:.2g}, "
+            f"atol {atol:.2g} ({where})"
+        )
 
 
 def natural_scales(tensors: Tensors, upstream: Tensor, options: Mapping[str, Any]) -> Tensors:
-    """How large value and gradients are before anything cancels: those where all logits are 0.
+    """Value and gradients where all logits are 0: their size before terms cancel.
 
-    p - 1 for a p near 1 is small, and its error is that of a number near 1.
+    p - 1 is small for a p near 1, but its error is the error of a number near 1.
     """
     weight = tensors.get("linear_weight")
     x = tensors["input"].double()
