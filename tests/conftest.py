@@ -1,8 +1,9 @@
-"""The ``loss`` fixture: every implementation in turn, or those that ``--impl`` names.
+"""The ``loss`` fixture: all implementations in turn, or the implementations that ``--impl`` names.
 
-A sharded one comes across 1, 2, 3 and 4 ranks, each time as one linear loss.
+A sharded loss runs across 1, 2, 3 and 4 ranks, each time as a linear loss.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Generator, Iterator
@@ -25,7 +26,7 @@ if INTERPRETED:
     convert = interpreter._implicit_cvt
 
     def convert_float_too(argument):
-        """To a kernel a float argument is a tensor; triton 3.9's interpreter leaves it a float."""
+        """Make a float argument a tensor, as in a kernel. Triton 3.9's interpreter does not."""
         if not isinstance(argument, float):
             return convert(argument)
         handle = interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32)
@@ -41,27 +42,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="gate this implementation alone: a name, or a path to a file (repeatable)",
+        help="test only this implementation: a name, or a path to a Python file (repeatable)",
     )
     group.addoption(
         "--require-all",
         action="store_true",
-        help="fail, rather than skip, where an implementation is not available here",
+        help="fail if an implementation is not available here (without it: skip)",
     )
     group.addoption(
-        "--device", default="cpu", choices=("cpu", "cuda"), help="where the gate's tensors are"
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="the device of the tensors (default: cpu)",
     )
-    group.addoption("--large", action="store_true", help="also with more than 2³¹ logits")
+    group.addoption("--large", action="store_true", help="also test with more than 2³¹ logits")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # torch.compile's trace would fill the report of a failed test with hundreds of lines.
+    logging.getLogger("torch.__trace").disabled = True
     for name in config.getoption("--impl"):
         try:
             impls.load(name)
         except impls.UnknownImplementation as error:
             raise pytest.UsageError(str(error)) from error
         except impls.Unavailable:
-            pass  # skipped or failed where it is used
+            pass  # its tests are skipped, or fail with --require-all
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -69,23 +75,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = metafunc.config.getoption("--impl") or impls.names()
         marker = metafunc.definition.get_closest_marker("ranks")
         counts = tuple(UNEVEN) if marker is None else marker.args
-        cases = [case for name in chosen for case in across(name, counts)]
+        cases = [case for name in chosen for case in rank_parameters(name, counts)]
         metafunc.parametrize("loss", cases, indirect=True)
 
 
-def across(name: str, counts: tuple[int, ...]) -> list[Any]:
-    """The implementation once or, if it is a sharded one, for each number of ranks."""
+def rank_parameters(name: str, counts: tuple[int, ...]) -> list[Any]:
+    """The parameters of an implementation: a sharded loss has them for each number of ranks."""
     try:
         loss = impls.load(name)
     except impls.Unavailable:
-        return [pytest.param((name, 0), id=name)]  # it is skipped or failed once
+        return [pytest.param((name, 0), id=name)]  # its test is skipped or fails
     if loss.level != "sharded":
         return [pytest.param((name, 0), id=name)]
     return [pytest.param((name, k), id=f"{name}-{k}-ranks") for k in counts]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--impl``, only what is about an implementation."""
+    """With ``--impl``, keep only tests of implementations."""
     if config.getoption("--impl"):
         about = [item for item in items if "loss" in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=[item for item in items if item not in about])
@@ -96,8 +102,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """End this process if CUDA is broken in it.
 
-    After an assertion in a kernel every call of CUDA fails, so all other tests would. Of several
-    workers (pytest-xdist) one that ends is replaced, and its test is reported as failed.
+    After an assertion in a kernel, all calls of CUDA fail, so all other tests would fail. If a
+    worker of pytest-xdist ends, xdist starts another and reports the test as failed.
     """
     result = yield
     if torch.cuda.is_initialized():
@@ -114,10 +120,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.fixture(scope="session")
 def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
-    """The processes that all sharded losses run on.
+    """The processes of all sharded losses.
 
-    Each of them would compile what linear.fused's gate has compiled already, for minutes: they do
-    so with ``--impl`` alone, and in ``tests.benchmarks.ranks.test_pool``.
+    Each process would compile for minutes what the gate of linear.fused has compiled. So they
+    compile only with ``--impl``, and in ``tests.benchmarks.ranks.test_pool``.
     """
     device = request.config.getoption("--device")
     here = torch.cuda.device_count() if device == "cuda" else max(UNEVEN)
@@ -128,23 +134,23 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def loss(request: pytest.FixtureRequest) -> impls.Loss:
-    """The implementation, of whose devices the one that is asked for is left."""
+    """The implementation, with the support that it has on the device of ``--device``."""
     name, k = request.param
     device = request.config.getoption("--device")
     try:
         check_device(device)
-        found = impls.load(name)
+        loss = impls.load(name)
     except (impls.Unavailable, Unmeasurable) as reason:
         if request.config.getoption("--require-all"):
             pytest.fail(f"{name}: {reason}")
         pytest.skip(f"{name}: {reason}")
-    if device not in found.support.devices:
-        pytest.skip(f"{name} runs on {', '.join(found.support.devices)}, not on {device}")
+    if device not in loss.support.devices:
+        pytest.skip(f"{name} runs on {', '.join(loss.support.devices)}, not on {device}")
     if device == "cuda" and k > torch.cuda.device_count():
-        pytest.skip(f"{k} ranks need as many GPUs; here are {torch.cuda.device_count()}")
+        pytest.skip(f"{k} ranks need as many GPUs; this machine has {torch.cuda.device_count()}")
     if k:
-        found = request.getfixturevalue("ranks").loss(name, k)
-    support = found.support
+        loss = request.getfixturevalue("ranks").loss(name, k)
+    support = loss.support
     dtypes, deviations = support.dtypes_on(device), support.deviations_on(device)
     on_device = replace(support, devices=(device,), dtypes=dtypes, deviations=deviations)
-    return replace(found, support=on_device)
+    return replace(loss, support=on_device)

@@ -237,7 +237,7 @@ def test_a_deviation_that_is_none_fails_the_gate(tmp_path) -> None:
     run = python("pytest", "tests", "-k", "positional or mismatches", "--impl", str(file))
     assert "1 failed" in run.stdout
     assert "1 xfailed" in run.stdout
-    assert "deviates no more: strike 'positional' off its Support.deviations" in run.stdout
+    assert "has this property: delete 'positional' from its Support.deviations" in run.stdout
 
 
 @pytest.mark.parametrize(("flag", "outcome"), [([], "1 skipped"), (["--require-all"], "1 error")])

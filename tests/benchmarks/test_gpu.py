@@ -18,7 +18,7 @@ from benchmarks.__main__ import main
 from benchmarks.gpu.cli import environment, run_all
 from benchmarks.gpu.stages import Stage
 from benchmarks.gpu.wheels import unpack
-from tests.gate import CHECKS
+from tests.gate.runner import CHECKS
 
 
 def code(name: str, code: str, limit: float = 60.0, result: Path | None = None) -> Stage:

@@ -1,7 +1,8 @@
-"""Properties: gradients behave as those of any other function."""
+"""Properties of the gate: a loss is differentiated like any other function of torch."""
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from unittest import SkipTest
 
 import torch
@@ -11,34 +12,75 @@ import impls
 from benchmarks.measure import oracle
 from tests.gate.case import (
     Case,
+    backward,
     call,
+    call_loss,
     expect,
+    expect_close,
     forward,
     gradients,
-    grads_of,
+    reductions,
     tolerance,
 )
+from tests.gate.values import judge
+
+
+def check_upstream(loss: impls.Loss) -> None:
+    """Backward multiplies each row by its own upstream gradient, of any size and sign."""
+    case = Case(reduction="none").fit(loss)
+    tensors = case.tensors(loss)
+    for factor in (1.0, -3.0, 1e-4, 1e4):
+        grads = gradients(loss, case, tensors, factor * case.upstream())
+        expected = oracle.expected(
+            loss.level, tensors, factor * case.upstream(), **case.options(loss)
+        )
+        for name, grad in grads.items():
+            what = f"the gradient of {name} for an upstream gradient of {factor:g} × normal"
+            expect_close(grad, expected[name], tolerance(loss, 1e-4), what, str(case))
+    if case.reduction == "none":
+        one = torch.zeros(case.n)
+        one[2] = 1.0
+        grad = gradients(loss, case, tensors, one)["input"]
+        expect(
+            grad[2].abs().sum() > 0 and not grad[[0, 1, 3, 4]].any(),
+            f"row 2 alone has an upstream gradient, but other rows have a gradient ({case})",
+        )
+    judge(loss, replace(case, n=1))
+    for reduction in reductions(loss):
+        if reduction == "none":
+            continue
+        scalar = Case(reduction=reduction).fit(loss)
+        once = gradients(loss, scalar, tensors, torch.tensor(1.0))
+        tripled = gradients(loss, scalar, tensors, torch.tensor(3.0))
+        for name, grad in once.items():
+            what = f"the gradient of {name} for three times the upstream gradient"
+            expect_close(tripled[name], 3 * grad, tolerance(loss, 1e-5), what, str(scalar))
 
 
 def check_backward_twice(loss: impls.Loss) -> None:
-    """With retain_graph, a second backward gives the same gradients, or raises: never others."""
-    for reduction in ("mean", "none"):
+    """With retain_graph, a second backward gives the same gradients or raises."""
+    for reduction in reductions(loss):
         case = Case(reduction=reduction).fit(loss)
         gradients(loss, case, case.tensors(loss), case.upstream())  # once it must not raise
         value, leaves = forward(loss, case, case.tensors(loss))
         try:
-            first = grads_of(value, leaves, case.upstream(), retain_graph=True)
+            first = backward(value, leaves, case.upstream(), retain_graph=True)
             kept = [grad.clone() for grad in first]
-            second = grads_of(value, leaves, case.upstream())
+            second = backward(value, leaves, case.upstream())
         except RuntimeError:  # what torch.compile makes of retain_graph
             continue
         for name, a, b, c in zip(leaves, kept, second, first, strict=True):
-            expect(torch.equal(a, b), f"the second backward's gradient of {name} differs ({case})")
-            expect(torch.equal(a, c), f"the second backward overwrites {name}'s first ({case})")
+            expect(
+                torch.equal(a, b), f"the second backward gives another gradient of {name} ({case})"
+            )
+            expect(
+                torch.equal(a, c),
+                f"the second backward overwrites the first gradient of {name} ({case})",
+            )
 
 
 def check_frozen(loss: impls.Loss) -> None:
-    """Arguments that need no gradient may be any of them, or all; others' gradients stay right."""
+    """If some arguments need no gradient, or none does, all other results stay right."""
     case = Case().fit(loss)
     tensors = case.tensors(loss)
     names = [name for name in oracle.DIFFERENTIABLE if name in tensors]
@@ -47,70 +89,57 @@ def check_frozen(loss: impls.Loss) -> None:
         for chosen in itertools.combinations(names, count):
             some = gradients(loss, case, tensors, case.upstream(), chosen)
             for name, grad in some.items():
-                expect(
-                    oracle.error(grad, full[name]) < tolerance(loss, 1e-6),
-                    f"the gradient of {name} is wrong when {', '.join(chosen)} alone need one "
-                    f"({case})",
-                )
-    value = call(
-        lambda: loss.fn(**tensors, **case.options(loss)), f"{case}; nothing needs a gradient"
-    )
-    expect(not value.requires_grad, f"the value needs a gradient where no argument does ({case})")
+                what = f"the gradient of {name} if only {' and '.join(chosen)} requires a gradient"
+                expect_close(grad, full[name], tolerance(loss, 1e-6), what, str(case))
+    value = call_loss(loss, case, tensors, "no argument requires a gradient")
+    expect(not value.requires_grad, f"the value requires a gradient, no argument does ({case})")
     leaves = {name: tensors[name].clone().requires_grad_() for name in names}
     with torch.no_grad():
-        again = call(
-            lambda: loss.fn(**{**tensors, **leaves}, **case.options(loss)), f"{case}; no_grad"
-        )
-    expect(
-        oracle.error(again, value) < tolerance(loss, 1e-6) and not again.requires_grad,
-        f"the value differs under no_grad ({case})",
-    )
+        again = call_loss(loss, case, {**tensors, **leaves}, "no_grad")
+    expect_close(again, value, tolerance(loss, 1e-6), "the value under no_grad", str(case))
+    expect(not again.requires_grad, f"the value requires a gradient under no_grad ({case})")
 
 
 def check_accumulates(loss: impls.Loss) -> None:
-    """``backward()`` adds to ``.grad``, as for any other function."""
+    """``backward()`` adds to ``.grad``."""
     case = Case().fit(loss)
     tensors = case.tensors(loss)
     value, leaves = forward(loss, case, tensors)
     upstream = case.upstream().to(value)
     call(lambda: value.backward(upstream), str(case))
     once = {name: leaf.grad.clone() for name, leaf in leaves.items()}
-    again = loss.fn(**{**tensors, **leaves}, **case.options(loss))
-    again.backward(upstream)
+    again = call_loss(loss, case, {**tensors, **leaves})
+    call(lambda: again.backward(upstream), str(case))
     for name, leaf in leaves.items():
-        expect(
-            oracle.error(leaf.grad, 2 * once[name]) < tolerance(loss, 1e-6),
-            f"two backward passes do not double {name}.grad ({case})",
-        )
+        what = f"{name}.grad after two backward passes"
+        expect_close(leaf.grad, 2 * once[name], tolerance(loss, 1e-6), what, str(case))
 
 
 def check_not_a_leaf(loss: impls.Loss) -> None:
-    """Its arguments may be results of other functions, used again after it."""
+    """The input may be the result of another function, and may be used again after the loss."""
     case = Case().fit(loss)
     tensors = case.tensors(loss)
     leaf = tensors["input"].clone().requires_grad_()
     hidden = leaf * 2
-    value = loss.fn(**{**tensors, "input": hidden}, **case.options(loss))
+    value = call_loss(loss, case, {**tensors, "input": hidden})
     call(lambda: (value + hidden.square().sum()).backward(), f"{case}; the input is used twice")
-    right = oracle.expected(
+    exact = oracle.expected(
         loss.level, {**tensors, "input": 2 * tensors["input"]}, torch.tensor(1.0)
     )["input"]
-    expected = 2 * (right + 2 * 2 * tensors["input"].double())
-    expect(
-        oracle.error(leaf.grad, expected) < tolerance(loss, 1e-5),
-        f"the gradient is wrong for an input that is computed, and used again ({case})",
-    )
+    expected = 2 * (exact + 2 * 2 * tensors["input"].double())
+    what = "the gradient of an input that is computed, and is used again"
+    expect_close(leaf.grad, expected, tolerance(loss, 1e-5), what, str(case))
 
 
 def check_double_backward(loss: impls.Loss) -> None:
-    """A penalty on its gradient is differentiated right, or raises: never silently left out."""
+    """The gradient of a gradient penalty is right, or the loss raises."""
     case = Case(n=3, v=5, d=4, dtype="float64")
     if case.dtype not in loss.support.dtypes:
         raise SkipTest(f"no {case.dtype}")
-    # A graph that torch.compile made for other shapes may raise where one made for these does not.
+    # A graph that torch.compile made for other shapes may raise where a graph for these does not.
     torch.compiler.reset()
 
-    def penalised(fn: Callable[..., Tensor]) -> Tensor:
+    def differentiate_penalty(fn: Callable[..., Tensor]) -> Tensor:
         leaf = case.tensors(loss)["input"].requires_grad_()
         value = fn(**{**case.tensors(loss), "input": leaf}, **case.options(loss))
         (grad,) = torch.autograd.grad(value, [leaf], create_graph=True)
@@ -119,11 +148,11 @@ def check_double_backward(loss: impls.Loss) -> None:
     # Without a penalty it must not raise.
     gradients(loss, case, case.tensors(loss), case.upstream())
     try:
-        found = penalised(loss.fn)
+        grad = differentiate_penalty(loss.fn)
     except RuntimeError:
         return
-    right = penalised(oracle.ORACLES[loss.level])
-    expect(oracle.error(found, right) < 1e-9, f"the gradient with a penalty is wrong ({case})")
+    expected = differentiate_penalty(oracle.ORACLES[loss.level])
+    expect_close(grad, expected, 1e-9, "the gradient with a gradient penalty", str(case))
     leaves = {name: tensor for name, tensor in case.tensors(loss).items() if name != "target"}
     others = {"target": case.tensors(loss)["target"], **case.options(loss)}
     expect(

@@ -1,10 +1,11 @@
-"""A call of a loss: sizes, dtype and options, and what is made of them."""
+"""A case of the gate: a call to a loss, its tensors, and PyTorch's own loss for the same call."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import impls
@@ -12,17 +13,16 @@ from benchmarks.measure import oracle
 
 Tensors = dict[str, Tensor]
 
+OPTIONS = ("reduction", "label_smoothing", "ignore_index", "softcap", "z_loss")
+
 
 class Wrong(AssertionError):
-    """A property that the loss lacks, in plain words, with the case that shows it."""
-
-
-OPTIONS = ("reduction", "label_smoothing", "ignore_index", "softcap", "z_loss")
+    """The loss lacks a property. The message names the case that shows it."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call: sizes, dtype and options, from which seeded tensors follow."""
+    """The sizes, dtype and options of a call. The seed determines its tensors."""
 
     n: int = 5
     v: int = 11
@@ -32,21 +32,27 @@ class Case:
     label_smoothing: float = 0.0
     weighted: bool = False
     ignore_index: int = -100
-    ignored: tuple[int, ...] = ()  # which rows
+    ignored: tuple[int, ...] = ()  # the numbers of the ignored rows
     softcap: float | None = None
     z_loss: float = 0.0
     scale: float = 1.0  # of the logits
     seed: int = 0
 
     def fit(self, loss: impls.Loss) -> "Case":
-        """This case in a dtype that the loss takes, with the options that the loss has."""
-        dtypes = loss.support.dtypes
+        """This case in a dtype that the loss has, without the options that the loss lacks.
+
+        A loss without ``reduction`` is the mean.
+        """
+        dtypes, default = loss.support.dtypes, Case()
         dtype = self.dtype if self.dtype in dtypes else dtypes[0]
-        lacking = {name: getattr(Case, name) for name in OPTIONS if name not in loss.options}
-        if "ignore_index" in lacking:
-            lacking["ignored"] = ()
-        if "weight" not in loss.options:
-            lacking["weighted"] = False
+        needed = {"ignored": "ignore_index", "weighted": "weight"} | {
+            name: name for name in OPTIONS
+        }
+        lacking = {
+            field: getattr(default, field)
+            for field, option in needed.items()
+            if option not in loss.options
+        }
         return replace(self, dtype=dtype, **lacking)
 
     def tensors(self, loss: impls.Loss) -> Tensors:
@@ -66,9 +72,8 @@ class Case:
             if "linear_bias" in loss.options:
                 tensors["linear_bias"] = normal(self.v)
         target = torch.randint(self.v, (self.n,), generator=generator)
-        if "ignore_index" in loss.options:
-            target[list(self.ignored)] = self.ignore_index
-        if self.weighted and "weight" in loss.options:
+        target[list(self.ignored)] = self.ignore_index
+        if self.weighted:
             tensors["weight"] = torch.rand(self.v, generator=generator) + 0.1
         device = loss.support.devices[0]
         converted = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
@@ -79,60 +84,72 @@ class Case:
         return {name: getattr(self, name) for name in OPTIONS if name in loss.options}
 
     def upstream(self) -> Tensor:
-        """A random gradient of the loss's value."""
+        """A random upstream gradient, in the shape of the value."""
         shape = (self.n,) if self.reduction == "none" else ()
         generator = torch.Generator().manual_seed(self.seed + 1)
         return torch.randn(shape, generator=generator).to(getattr(torch, self.dtype))
 
     def __str__(self) -> str:
         default = Case()
-        said = [f"N={self.n}", f"V={self.v}", self.dtype, f"reduction={self.reduction!r}"]
+        parts = [f"N={self.n}", f"V={self.v}", self.dtype, f"reduction={self.reduction!r}"]
         for name in (
             *("label_smoothing", "weighted", "ignore_index", "ignored"),
             *("softcap", "z_loss", "scale"),
         ):
             if getattr(self, name) != getattr(default, name):
-                said.append(f"{name}={getattr(self, name)}")
-        return ", ".join(said)
-
-
-def tolerance(loss: impls.Loss, float32: float) -> float:
-    """The relative error allowed of a loss of which ``float32`` is, if it has that dtype.
-
-    Without it, the properties are tried in its first dtype, which rounds more.
-    """
-    dtype = Case().fit(loss).dtype
-    return float32 if dtype == "float32" else max(float32, 2 * oracle.BAND[dtype])
+                parts.append(f"{name}={getattr(self, name)}")
+        return ", ".join(parts)
 
 
 def call(run: Callable[[], Any], where: str) -> Any:
-    """What ``run()`` returns; ``Wrong`` if it raises, saying what."""
+    """Return ``run()``. If it raises, raise ``Wrong`` with the error in its message."""
     try:
         return run()
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise Wrong(f"it raises {type(error).__name__}: {reason} ({where})") from error
+        raise Wrong(f"the loss raises {describe(error)} ({where})") from error
 
 
-def expect(condition: object, what: str) -> None:
+def describe(error: Exception) -> str:
+    """The type and the first line of an error."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def expect(condition: object, message: str) -> None:
     if not condition:
-        raise Wrong(what)
+        raise Wrong(message)
+
+
+def expect_close(actual: Tensor, expected: Tensor, allowed: float, what: str, where: str) -> None:
+    """Raise ``Wrong`` unless the relative error of ``actual`` is less than ``allowed``."""
+    error = oracle.error(actual, expected)
+    expect(
+        error < allowed,
+        f"{what} is wrong: relative error {error:.2g}, allowed {allowed:.2g} ({where})",
+    )
+
+
+def call_loss(loss: impls.Loss, case: Case, tensors: Mapping[str, Tensor], about: str = "") -> Any:
+    """Call the loss with the options of the case."""
+    where = f"{case}{about and '; ' + about}"
+    return call(lambda: loss.fn(**tensors, **case.options(loss)), where)
 
 
 def forward(
     loss: impls.Loss, case: Case, tensors: Mapping[str, Tensor], need: tuple[str, ...] | None = None
 ) -> tuple[Tensor, Tensors]:
-    """The value, and the leaves (copies of the arguments) whose gradients can be asked for."""
+    """The value, and copies of the arguments ``need``, by name, as leaves of the graph.
+
+    Without ``need``, all differentiable arguments are leaves.
+    """
     leaves = {
         name: tensors[name].clone().requires_grad_()
         for name in need or oracle.DIFFERENTIABLE
         if name in tensors
     }
-    arguments = {**tensors, **leaves}
-    return call(lambda: loss.fn(**arguments, **case.options(loss)), str(case)), leaves
+    return call_loss(loss, case, {**tensors, **leaves}), leaves
 
 
-def grads_of(
+def backward(
     value: Tensor, leaves: Tensors, upstream: Tensor, retain_graph: bool = False
 ) -> tuple[Tensor, ...]:
     upstream = upstream.to(value)
@@ -146,37 +163,49 @@ def gradients(
     upstream: Tensor,
     need: tuple[str, ...] | None = None,
 ) -> Tensors:
-    """The gradients, by name, of the arguments as they are: not copies."""
+    """The gradients by argument. The loss gets the arguments themselves, not copies."""
     leaves = {
         name: tensors[name].detach().requires_grad_()
         for name in need or oracle.DIFFERENTIABLE
         if name in tensors
     }
-    value = call(lambda: loss.fn(**{**tensors, **leaves}, **case.options(loss)), str(case))
-    grads = call(lambda: grads_of(value, leaves, upstream), str(case))
+    value = call_loss(loss, case, {**tensors, **leaves})
+    grads = call(lambda: backward(value, leaves, upstream), str(case))
     return dict(zip(leaves, grads, strict=True))
 
 
-def same_value(loss: impls.Loss, case: Case, tensors: Tensors, right: float | list[float]) -> None:
-    value = call(lambda: loss.fn(**tensors, **case.options(loss)), str(case))
-    expected = torch.tensor(right, dtype=getattr(torch, case.dtype))
-    expect(
-        torch.equal(value.cpu().nan_to_num(nan=-1), expected.nan_to_num(nan=-1)),
-        f"the value is {value.tolist()}, not {right} ({case})",
-    )
+def tolerance(loss: impls.Loss, float32: float) -> float:
+    """The relative error that is allowed, where ``float32`` is allowed of a loss in float32.
+
+    A loss without float32 is tried in its first dtype, which may round more.
+    """
+    dtype = Case().fit(loss).dtype
+    return float32 if dtype == "float32" else max(float32, 2 * oracle.BAND[dtype])
 
 
-def raises(
-    kind: type[Exception], loss: impls.Loss, case: Case, tensors: Tensors, *words: str
-) -> None:
-    """Raise ``Wrong`` unless the call raises ``kind`` with all ``words`` in its message."""
-    try:
-        value = loss.fn(**tensors, **case.options(loss))
-    except kind as error:
-        missing = [word for word in words if word not in str(error)]
-        expect(not missing, f"the message {str(error)!r} does not name {' and '.join(missing)}")
-    except Exception as error:
-        raise Wrong(f"it raises {type(error).__name__}, not {kind.__name__}: {error}") from error
-    else:
-        named = " and ".join(words)
-        raise Wrong(f"it returns {value.tolist()}, where {kind.__name__} is due, naming {named}")
+def reductions(loss: impls.Loss) -> tuple[str, ...]:
+    """The reductions that the loss offers. A loss without the option is the mean."""
+    return ("mean", "sum", "none") if "reduction" in loss.options else ("mean",)
+
+
+def native_cross_entropy(input, target, weight=None, *, softcap=None, z_loss=0.0, **options):
+    """PyTorch's own loss. PyTorch's functions add the options that it lacks."""
+    x = input if softcap is None else softcap * torch.tanh(input / softcap)
+    value = F.cross_entropy(x, target, weight, **options)
+    if not z_loss:
+        return value
+    counted = target != options.get("ignore_index", -100)
+    squares = z_loss * x.logsumexp(1).square() * counted
+    if options.get("reduction") == "none":
+        return value + squares
+    if options.get("reduction") == "sum":
+        return value + squares.sum()
+    w = counted if weight is None else weight[target * counted] * counted
+    return value + squares.sum() / w.sum()
+
+
+def native_linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, **options):
+    return native_cross_entropy(F.linear(input, linear_weight, linear_bias), target, **options)
+
+
+NATIVE = {"logits": native_cross_entropy, "linear": native_linear_cross_entropy}

@@ -1,6 +1,7 @@
-"""Properties: autocast and a caller's torch.compile change nothing."""
+"""Properties of the gate: other calls, autocast and ``torch.compile`` do not disturb a loss."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest import SkipTest
 
@@ -9,12 +10,53 @@ from torch import Tensor
 
 import impls
 from benchmarks.measure import oracle
-from tests.gate.budget import NATIVE
-from tests.gate.case import Case, Tensors, call, expect, tolerance
+from tests.gate.case import (
+    NATIVE,
+    Case,
+    Tensors,
+    backward,
+    call,
+    expect,
+    expect_close,
+    forward,
+    gradients,
+    tolerance,
+)
+from tests.gate.values import judge
+
+
+def check_no_stale_state(loss: impls.Loss) -> None:
+    """Two calls alive at once do not disturb each other, nor the results of earlier calls."""
+    a, b = Case(seed=1).fit(loss), Case(seed=2).fit(loss)
+    alone = gradients(loss, a, a.tensors(loss), a.upstream())
+    kept = {name: grad.clone() for name, grad in alone.items()}
+    value_a, leaves_a = forward(loss, a, a.tensors(loss))
+    value_b, leaves_b = forward(loss, b, b.tensors(loss))
+    grads_a = backward(value_a, leaves_a, a.upstream())
+    backward(value_b, leaves_b, b.upstream())
+    for name, grad in zip(leaves_a, grads_a, strict=True):
+        what = f"the gradient of {name} if another call comes between forward and backward"
+        expect_close(grad, kept[name], tolerance(loss, 1e-6), what, str(a))
+        expect(
+            torch.equal(alone[name], kept[name]),
+            f"a later call overwrites the gradient of {name} ({a})",
+        )
+    for case in (replace(a, n=3, v=5), replace(a, n=7, v=23), a):
+        judge(loss, case, about="after calls with other shapes")
+
+
+def check_deterministic(loss: impls.Loss) -> None:
+    """The same call gives the same bits."""
+    case = Case(n=64, v=1031).fit(loss)
+    tensors = case.tensors(loss)
+    first = gradients(loss, case, tensors, case.upstream())
+    for _ in range(3):
+        for name, grad in gradients(loss, case, tensors, case.upstream()).items():
+            expect(torch.equal(grad, first[name]), f"the gradient of {name} varies ({case})")
 
 
 def check_autocast(loss: impls.Loss) -> None:
-    """Under autocast it is as precise as PyTorch's own loss, takes its dtypes and gives them."""
+    """Under autocast the loss takes and returns PyTorch's dtypes and is as precise."""
     if "bfloat16" not in loss.support.dtypes:
         raise SkipTest("no bfloat16")
     case = Case(n=6, v=37, label_smoothing=0.1, ignored=(2,)).fit(loss)
@@ -28,7 +70,7 @@ def check_autocast(loss: impls.Loss) -> None:
         return oracle.evaluate(cast, tensors, upstream, **options)
 
     for dtype in (torch.float32, torch.bfloat16):
-        # Weights are float32, as in training, of a loss without float32 too: autocast casts them.
+        # Weights are float32, as in training, even if the loss lacks float32: autocast casts them.
         tensors = {
             name: tensor.float() if tensor.is_floating_point() else tensor
             for name, tensor in case.tensors(loss).items()
@@ -39,28 +81,30 @@ def check_autocast(loss: impls.Loss) -> None:
         actual = call(lambda: evaluate(loss.fn, tensors), where)  # noqa: B023  called at once
         expected = oracle.expected(loss.level, tensors, upstream, **options)
         rounding = "float32" if loss.level == "logits" and dtype == torch.float32 else "bfloat16"
-        for name, right in expected.items():
+        for name, exact in expected.items():
+            what = "the value" if name == "value" else f"the gradient of {name}"
             expect(
                 actual[name].dtype == native[name].dtype,
-                f"{name} is {actual[name].dtype}, PyTorch's {native[name].dtype} ({where})",
+                f"{what} is {actual[name].dtype}, PyTorch's own {native[name].dtype} ({where})",
             )
-            found, theirs = oracle.error(actual[name], right), oracle.error(native[name], right)
+            error, native_error = (oracle.error(t[name], exact) for t in (actual, native))
+            allowed = oracle.budget(native_error, rounding)
             expect(
-                found <= oracle.budget(theirs, rounding),
-                f"{name} is off by {found:.2g}, PyTorch's own by {theirs:.2g} ({where})",
+                error <= allowed,
+                f"{what} is wrong: relative error {error:.2g}, allowed {allowed:.2g}, "
+                f"PyTorch's own {native_error:.2g} ({where})",
             )
 
 
 def check_in_a_compiled_step(loss: impls.Loss) -> None:
-    """A caller's ``torch.compile`` around it changes nothing."""
+    """``torch.compile`` of a function that calls the loss changes nothing."""
     case = Case(label_smoothing=0.1, ignored=(1,)).fit(loss)
     compiled = torch.compile(lambda **arguments: 2 * loss.fn(**arguments), backend="aot_eager")
     tensors, options, upstream = case.tensors(loss), case.options(loss), case.upstream()
     actual = call(
         lambda: oracle.evaluate(compiled, tensors, upstream, **options), f"{case}; compiled"
     )
-    for name, right in oracle.expected(loss.level, tensors, upstream, **options).items():
-        expect(
-            oracle.error(actual[name], 2 * right) < tolerance(loss, 1e-5),
-            f"{name} is wrong inside a function that is compiled ({case})",
-        )
+    for name, exact in oracle.expected(loss.level, tensors, upstream, **options).items():
+        what = "the value" if name == "value" else f"the gradient of {name}"
+        what += " in a compiled function"
+        expect_close(actual[name], 2 * exact, tolerance(loss, 1e-5), what, str(case))

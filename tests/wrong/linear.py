@@ -1,4 +1,4 @@
-"""One right loss of hidden states, and what makes it wrong, a line at a time: see ``logits``."""
+"""A correct loss of hidden states with a switch for each bug: see ``logits``."""
 
 import functools
 
@@ -10,27 +10,24 @@ from impls.shared.reduction import result_dtype
 BUGS = {
     "no_weight_gradient": ("options", "the classifier's weight has a gradient of zero"),
     "no_bias_gradient": ("options", "the bias has a gradient of zero"),
-    "bias_not_recomputed": ("options", "backward makes the logits again without the bias"),
+    "bias_not_recomputed": ("options", "backward recomputes the logits without the bias"),
     "last_rows": ("options", "rows beyond the last whole chunk have no gradient"),
     "last_classes": ("sizes", "classes beyond the last whole chunk of 4096 are dropped"),
-    "mean_of_means": ("ignored", "the mean is that of the chunks' means"),
+    "mean_of_means": ("ignored", "the mean is the mean of the means of the chunks"),
     "ignored_weight": ("ignored", "ignored rows still add to the weight's gradient"),
-    "first_upstream": ("upstream", "every row times the first upstream element (Liger 968)"),
+    "first_upstream": ("upstream", "all rows take the first upstream element (Liger 968)"),
     "upstream_not_for_weight": (
         "upstream",
         "the weight's gradient is not scaled (upstream is one)",
     ),
     "half_accumulation": ("dtypes", "the weight's gradient is summed in the dtype of the weight"),
     "half_value": ("dtypes", "the rows' losses are summed in the dtype of the input (torch 2.13)"),
-    "weight_contiguous": ("strides", "the weight's strides are not looked at"),
+    "weight_contiguous": ("strides", "the strides of the weight are not read"),
     "overwrites_weight": ("arguments_untouched", "the weight becomes its gradient"),
     "one_logits_buffer": ("no_stale_state", "backward reads a buffer that the next call fills"),
-    "frozen_weight": ("frozen", "where the weight is frozen, the input has no gradient"),
-    "frozen_input": ("frozen", "where the input is frozen, the weight has none (Liger 0.8.5)"),
-    "autocast": (
-        "autocast",
-        "under autocast, hidden states of another dtype than the weight's raise",
-    ),
+    "frozen_weight": ("frozen", "if the weight is frozen, the input has no gradient"),
+    "frozen_input": ("frozen", "if the input is frozen, the weight has no gradient (Liger 0.8.5)"),
+    "autocast": ("autocast", "under autocast, hidden states and weight of different dtypes raise"),
     "scaled_in_place": ("backward_twice", "backward scales the saved gradients in place"),
 }
 
@@ -38,7 +35,7 @@ _buffer: list[torch.Tensor] = []
 
 
 class Loss(torch.autograd.Function):
-    """Gradients of every row's loss in chunks of two rows, made again in backward."""
+    """Hidden states to (N,) losses."""
 
     @staticmethod
     def forward(ctx, bug, input, weight, bias, y, counts):
@@ -110,7 +107,7 @@ class Loss(torch.autograd.Function):
 
 
 def linear_cross_entropy(bug):
-    """The loss that has this bug; with ``None`` it has none."""
+    """Make the loss with this bug, or the correct loss for ``None``."""
 
     def loss(
         input, linear_weight, target, *, linear_bias=None, ignore_index=-100, reduction="mean"

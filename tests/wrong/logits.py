@@ -1,7 +1,7 @@
-"""One right loss of logits, and what makes it wrong, a line at a time.
+"""A correct loss of logits with a switch for each bug.
 
-``BUGS`` names each bug, the property of ``tests.gate`` that must reject it, and what it is; one
-that shipped in a library bears its issue. ``cross_entropy(bug)`` is the loss that has it.
+``BUGS`` gives for each bug the property of ``tests.gate`` that must reject it, and a description.
+A bug that shipped in a library has its issue number. ``cross_entropy(bug)`` makes a loss with it.
 """
 
 import functools
@@ -11,64 +11,64 @@ import torch
 from impls.shared.reduction import result_dtype
 
 BUGS = {
-    "zeros": ("options", "gradients of zero"),
-    "first_upstream": ("upstream", "every row times the first upstream element (Liger 968)"),
-    "upstream_is_one": ("upstream", "the upstream gradient is taken for one"),
-    "first_ignored": ("ignored", "no gradient at all if the first token is ignored (Liger 678)"),
+    "zeros": ("options", "the gradient is zero"),
+    "first_upstream": ("upstream", "all rows take the first upstream element (Liger 968)"),
+    "upstream_is_one": ("upstream", "backward takes the upstream gradient for 1"),
+    "first_ignored": ("ignored", "no gradients if the first token is ignored (Liger 678)"),
     "vocab_256": ("sizes", "classes beyond the last multiple of 256 are dropped (verl 2899)"),
     "vocab_65536": ("sizes", "classes from 65536 on are dropped"),
     "int16_targets": ("sizes", "targets are kept in 16 bits"),
     "overwrites_in_forward": ("arguments_untouched", "the input becomes its gradient (Liger 272)"),
     "overwrites_in_backward": ("arguments_untouched", "backward reuses the input (Liger 343)"),
-    "no_maximum": ("extreme_logits", "exp of the logits as they are"),
-    "maximum_of_all": ("extreme_logits", "one maximum for all rows"),
-    "lse_in_one": ("extreme_logits", "max and log of the sum rounded into one number"),
+    "no_maximum": ("extreme_logits", "no maximum is subtracted before exp"),
+    "maximum_of_all": ("extreme_logits", "all rows share a maximum"),
+    "lse_in_one": ("extreme_logits", "maximum and log of the sum share a rounded number"),
     "nan_where_all_inf": ("extreme_logits", "a slice of -inf alone makes its row nan"),
     "mean_counts_ignored": ("ignored", "the mean divides by all rows"),
     "ignored_gradient": ("ignored", "ignored rows keep their gradient"),
     "ignore_index_fixed": ("ignored", "only -100 is ignored"),
-    "ignores_negative": ("ignored", "what is negative is ignored, what is not is not"),
+    "ignores_negative": ("ignored", "negative targets are ignored, other targets never"),
     "all_ignored_is_zero": ("all_ignored", "the mean of no rows is 0"),
-    "empty_raises": ("empty", "no rows is an error"),
+    "empty_raises": ("empty", "an empty batch raises"),
     "weight_mean": ("options", "the weighted mean divides by the count"),
     "weight_backward": ("options", "backward forgets the class weights"),
     "smoothing_backward": ("options", "backward forgets label smoothing"),
     "smoothing_v_minus_1": ("options", "label smoothing spreads over V - 1 classes"),
-    "smoothing_unweighted": ("options", "the smoothing's share has no class weights"),
+    "smoothing_unweighted": ("options", "label smoothing leaves out the class weights"),
     "sum_is_mean": ("options", "the sum is a mean"),
     "n_backward": ("options", "backward of the mean forgets to divide"),
     "no_softmax": ("options", "the gradient is -one_hot"),
     "no_one_hot": ("options", "the gradient is softmax"),
     "a_little_off": ("options", "the gradient is off by one part in 10,000"),
-    "fast_exp": ("options", "exp by a polynomial of degree 3"),
+    "fast_exp": ("options", "exp is a polynomial of degree 3"),
     "last_row": ("sizes", "rows beyond the last multiple of 4 are dropped"),
     "last_class": ("first_and_last", "the last class is taken for padding"),
     "class_zero": ("first_and_last", "class 0 is taken for padding"),
-    "half_sums": ("dtypes", "float16 and bfloat16 are summed as they are"),
+    "half_sums": ("dtypes", "float16 and bfloat16 are summed in their own dtype"),
     "float32_value": ("dtypes", "the value is always float32"),
-    "input_contiguous": ("strides", "the input's strides are not looked at"),
+    "input_contiguous": ("strides", "the strides of the input are not read"),
     "column_major": ("strides", "a transposed input is its own gradient (Liger 0.8.5)"),
-    "target_contiguous": ("strides", "the target's strides are not looked at"),
+    "target_contiguous": ("strides", "the strides of the target are not read"),
     "clamps_targets": ("out_of_range", "targets out of range are clamped"),
     "wraps_targets": ("out_of_range", "negative targets count from the end"),
-    "broadcasts": ("mismatches", "too few targets are made do"),
+    "broadcasts": ("mismatches", "too few targets are repeated"),
     "stale_softmax": ("no_stale_state", "backward uses the softmax of the last forward"),
-    "one_buffer": ("no_stale_state", "every gradient is the same memory"),
+    "one_buffer": ("no_stale_state", "all gradients share memory"),
     "scaled_in_place": ("backward_twice", "backward scales the saved gradient in place"),
     "noise": ("deterministic", "sums depend on the order of threads"),
-    "needs_grad": ("frozen", "an input that needs no gradient is an error"),
+    "needs_grad": ("frozen", "an input without a gradient raises"),
     "no_grad": ("frozen", "under no_grad the value is 0"),
     "sets_grad": ("accumulates", "backward overwrites .grad"),
     "second_derivative": ("double_backward", "the saved softmax is taken for a constant"),
-    "detached": ("not_a_leaf", "the gradient goes no further than the input"),
+    "detached": ("not_a_leaf", "the gradient stops at the input"),
     "autocast_value": ("autocast", "under autocast the value has the logits' dtype, not float32"),
     "sum_by_default": ("positional", "the default reduction is the sum"),
-    "softcap_is_clamp": ("softcap_and_z_loss", "softcap cuts the logits off"),
+    "softcap_is_clamp": ("softcap_and_z_loss", "softcap clamps the logits"),
     "softcap_backward": ("softcap_and_z_loss", "backward forgets the softcap"),
     "z_loss_backward": ("softcap_and_z_loss", "backward forgets the z-loss"),
     "z_loss_ignored": ("softcap_and_z_loss", "ignored rows have a z-loss"),
-    "z_loss_uncapped": ("softcap_and_z_loss", "the z-loss is that of the logits before softcap"),
-    "z_loss_unweighted": ("softcap_and_z_loss", "the mean's z-loss is divided by the count"),
+    "z_loss_uncapped": ("softcap_and_z_loss", "the z-loss uses the logits before softcap"),
+    "z_loss_unweighted": ("softcap_and_z_loss", "the mean divides the z-loss by the count"),
 }
 
 _last: list[torch.Tensor] = []
@@ -185,7 +185,7 @@ class Rows(torch.autograd.Function):
 
 
 def cross_entropy(bug):
-    """The loss that has this bug; with ``None`` it has none."""
+    """Make the loss with this bug, or the correct loss for ``None``."""
 
     def loss(
         input,

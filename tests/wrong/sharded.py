@@ -1,4 +1,4 @@
-"""One right loss over ranks, and what makes it wrong, a line at a time: see ``logits``."""
+"""A correct loss over ranks with a switch for each bug: see ``logits``."""
 
 import torch
 import torch.distributed as dist
@@ -10,18 +10,21 @@ BUGS = {
     "local_smoothing": ("options", "ε is spread over V_r classes, not V (Megatron 7452)"),
     "input_not_reduced": ("options", "the input's gradient is this rank's part (Megatron 1627)"),
     "input_averaged": ("options", "the input's gradient is the mean over the ranks"),
-    "first_ranks_target": ("options", "a target's logit is looked for on rank 0 alone"),
-    "every_ranks_target": ("options", "each rank takes a logit of its own for the target's"),
+    "first_ranks_target": ("options", "only rank 0 looks for the logit of a target"),
+    "every_ranks_target": ("options", "each rank takes its own logit for the target's logit"),
     "local_maximum": ("options", "each rank subtracts its own maximum from the target's logit"),
-    "not_rescaled": ("options", "sums of exponentials less different maxima are added up"),
+    "not_rescaled": ("options", "ranks add up sums of exponentials with different maxima"),
     "no_maximum": ("extreme_logits", "no maximum is subtracted: the exponentials overflow"),
     "local_norm": ("options", "the mean divides by the weights of this rank's targets"),
-    "local_sum_of_q": ("options", "in backward Σ q is of this rank's classes"),
+    "local_sum_of_q": ("options", "in backward, Σ q is only over the classes of this rank"),
     "upstream": ("upstream", "backward takes the upstream gradient for one"),
-    "offset": ("first_and_last", "a slice's first class is counted to the slice before it"),
-    "last_of_slice": ("sizes", "the slice's last class is left out of the sum where it has many"),
+    "offset": (
+        "first_and_last",
+        "the first class of a slice counts as the last of the slice before",
+    ),
+    "last_of_slice": ("sizes", "the sum leaves out the last class of a large slice"),
     "empty_slice": ("sizes", "the maximum of no classes is nan"),
-    "global_range": ("out_of_range", "targets are held against V, but -1 is let through"),
+    "global_range": ("out_of_range", "a target of -1 passes the check of the range"),
     "ranks_differ": ("options", "one rank rounds the value to half precision"),
     "overwrites_slice": ("arguments_untouched", "one rank's weight becomes its gradient"),
 }
@@ -33,7 +36,7 @@ def summed(tensor, group):
 
 
 class Loss(torch.autograd.Function):
-    """The softmax is kept, and the gradient made from it."""
+    """Forward keeps the softmax. Backward makes the gradient from it."""
 
     @staticmethod
     def forward(ctx, bug, group, input, weight, bias, y, here, q_y, q, sum_q):
@@ -107,7 +110,7 @@ def linear_cross_entropy(
     label_smoothing=0.0,
     bug=None,
 ):
-    """The loss that has this bug; with ``None`` it has none."""
+    """The loss with this bug, or the correct loss for ``None``."""
     input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
     size, rank = len(linear_weight), dist.get_rank(group)

@@ -14,8 +14,8 @@ import impls
 from benchmarks.measure import memory
 from benchmarks.ranks.pool import RankFailed, Ranks
 from benchmarks.ranks.worker import Rank
-from tests.gate.budget import judge
 from tests.gate.case import Case
+from tests.gate.values import judge
 
 TIMEOUT = 4.0  # seconds; the collectives have half of it
 
