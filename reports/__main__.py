@@ -15,10 +15,10 @@ from reports.analysis.change_points import regressions
 from reports.analysis.pick import PLANNED, NoPick, pick
 from reports.analysis.selection import newest
 from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT
+from reports.commands import answer
 from reports.readers.files import read, read_csv, read_kind
 from reports.readers.schema import COLUMNS
 from reports.render import page, tables
-from reports.render.commands import answer
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
 PLANS = [Path("reports/measured/plan.csv"), Path("reports/out/plan.csv")]

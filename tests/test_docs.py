@@ -100,7 +100,7 @@ def test_commands_are_understood(page: Path, monkeypatch, request) -> None:
         raise Parsed(parse(parser, argv, namespace))
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for words in commands(page.read_text()):
         if "-m" in words and words[words.index("-m") + 1] in ("impls", "benchmarks", "reports"):
             arguments = vars(understand(words[words.index("-m") + 1 :]))

@@ -102,6 +102,7 @@ def _measured(group: pd.DataFrame, workload: str) -> Iterator[Pick]:
     if cell.empty:
         return
     table = measured(cell).dropna(subset=[TOTAL, "peak_memory"])
+    table = table[~table["noisy"]]
     where, dtype = run(cell), cell["dtype"].iloc[0]
     for impl, of in table.iterrows():
         yield Pick(dtype, where, str(impl), of[TOTAL], workload, of["peak_memory"], of["error"])

@@ -19,9 +19,9 @@ from reports.analysis.selection import (
     title,
 )
 from reports.analysis.series import SERIES_ENVIRONMENT
+from reports.commands import reproduce
 from reports.readers.schema import commit_dates
 from reports.render import plots
-from reports.render.commands import reproduce
 from reports.render.tables import error, mebibytes, number, ratio
 
 # More would make the page large and slow. The page says what it leaves out.
@@ -129,6 +129,7 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     of the fastest loss.
     """
     right = table[~table.index.str.endswith(".reference")].dropna(subset=TOTAL)
+    right = right[~right["noisy"]]  # a noisy time is never called the fastest
     if right.empty:
         return {}
     fastest = right.iloc[0]

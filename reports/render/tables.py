@@ -91,7 +91,7 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
             " ".join(f"{number(one):>6}" for one in numbers)
             for numbers in zip(column / scale, *multiples, strict=True)
         ]
-    return shown
+    return shown.rename(index={impl: f"{impl} (noisy)" for impl in table.index[table["noisy"]]})
 
 
 def interval(low: float, high: float) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ROOT
+from reports.commands import reproduce
 from reports.readers.files import read
 from reports.readers.schema import COLUMNS
-from reports.render.commands import reproduce
 from tests.reports.rows import tidy, write_csv
 
 ANOTHER_PROJECT = json.dumps(

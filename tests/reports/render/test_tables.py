@@ -3,8 +3,9 @@
 import pytest
 
 from reports.analysis.selection import measured, newest
-from reports.render import tables
-from tests.reports.rows import as_read, sharded, tidy
+from reports.render import page, tables
+from reports.render.terminal import within_rounds
+from tests.reports.rows import as_read, sharded, tidy, words
 
 
 @pytest.mark.parametrize("metric", ["forward", "backward", "forward_backward"])
@@ -60,3 +61,38 @@ def test_a_total_is_of_an_upstream_gradient_of_one_where_all_have_it() -> None:
 def test_an_overlap_that_says_nothing_is_not_shown() -> None:
     assert tables.interval(-2.62, 1.06) == "not measurable here"
     assert tables.interval(-0.19, 0.47) == "-0.19 to 0.47"
+
+
+def test_a_noisy_time_is_marked_and_never_the_fastest(capsys) -> None:
+    """In the terminal, in Markdown, on the page, and by pick."""
+    rows = [
+        tidy(impl=impl, metric="forward_backward", value=value, noisy=noisy, samples="1 1 1")
+        for impl, value, noisy in (("logits.eager", 5.0, 1), ("logits.fused", 6.0, 0))
+    ]
+    rows += [tidy(impl="logits.fused", metric="peak_memory", unit="bytes", value=8 * 2**20)]
+    frame = as_read(rows)
+    tables.show(frame)
+    shown = capsys.readouterr().out
+    assert "~5.00" in shown
+    assert "~6.00" not in shown
+    assert "did not pass its checks" in shown
+    assert list(tables.comparison(frame).index) == ["logits.eager (noisy)", "logits.fused"]
+    text = words(page.render(frame, [], None, None))
+    assert "logits.eager noisy: 5.00" in text
+    assert "logits.fused: the only one that was timed" in text
+
+
+def test_a_ratio_is_taken_within_rounds() -> None:
+    """The machine became three times slower in the middle; each round shows twice the builtin."""
+    base = (1.0, 1.0, 1.0, 3.0, 3.0)
+    samples = {"logits.builtin": base, "logits.eager": tuple(2 * one for one in base)}
+    rows = as_read(
+        [
+            tidy(impl=impl, metric="forward_backward", value=taken[n], samples=taken)
+            for n, (impl, taken) in zip((0, 3), samples.items(), strict=True)
+        ]
+    )
+    medians = rows.set_index("impl")["value"]
+    ratios = within_rounds(rows, "forward_backward", "logits.builtin", medians)
+    assert list(ratios) == [1, 2]
+    assert medians["logits.eager"] / medians["logits.builtin"] == 6

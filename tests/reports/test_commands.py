@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.side_by_side.cli import parse
 from benchmarks.suite import PROFILES
-from reports.render.commands import import_line, reproduce
+from reports.commands import import_line, reproduce
 from tests.reports.rows import tidy
 
 
