@@ -10,7 +10,7 @@ import torch
 
 import impls
 from benchmarks import ROOT
-from benchmarks.measure import collectives, memory
+from benchmarks.measure import memory
 from benchmarks.measure.references import REFERENCES
 from benchmarks.measure.step import Step
 from benchmarks.workloads import workload
@@ -117,7 +117,3 @@ def test_linear_fused_holds_its_gradients_and_a_chunk_of_logits(dtype: str) -> N
 def test_linear_fused_makes_no_gradients_where_none_are_wanted() -> None:
     with torch.no_grad():
         assert memory.peak_memory(step("linear.fused").forward, "cpu") < 1.01 * LOGITS
-
-
-def test_what_sends_nothing_has_no_overlap() -> None:
-    assert collectives.communication(lambda: None, "cpu") == (0, None)
