@@ -1,8 +1,9 @@
 """Defines what the commands of ``python -m benchmarks`` share: options, help and refusals."""
 
 import argparse
+import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,23 @@ def open_for_append(path: Path) -> None:
     """Raise ``OSError`` now, not after minutes of measuring, if ``path`` cannot be written to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.open("a").close()
+
+
+def append_rows(
+    path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield each row after it is written to the CSV at ``path``.
+
+    A file that has a header keeps its columns, because an older version may have written it.
+    """
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        header = next(csv.reader(file), None)
+        writer = csv.DictWriter(file, header or columns, extrasaction="ignore")
+        for row in rows:
+            if not header:  # with the first row: a run that measures nothing leaves no header
+                writer.writeheader()
+                header = list(columns)
+            writer.writerow(row)
+            file.flush()
+            yield row

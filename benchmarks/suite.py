@@ -84,10 +84,10 @@ def packages(file: Path) -> set[str]:
 
 # The workloads and dtypes that asv measures. BENCHMARK_PROFILE in the environment names a profile.
 PROFILES = {
-    "rehearsal": (["tinystories_1m@8"], ["float32"]),
     "quick": (["gpt2_text@256"], ["float32"]),
     "regular": (["gpt2_text@256", "gpt2_text"], ["float32", "bfloat16"]),
     "large": (["gpt2_text", "llama3_8b", "gemma2_2b", "qwen2_5_7b"], ["float32", "bfloat16"]),
+    "rehearsal": (["tinystories_1m@8"], ["float32"]),
 }
 PROFILE = os.environ.get("BENCHMARK_PROFILE", "quick")
 if PROFILE not in PROFILES:

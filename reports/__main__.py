@@ -129,7 +129,10 @@ def list_regressions(argv: list[str]) -> int:
     )
     add_paths(parser)
     parser.add_argument(
-        "--margin", type=margin, default=0.05, help="the least rise to name (default: 0.05, 5 %%)"
+        "--margin",
+        type=verdicts.parse_margin,
+        default=0.05,
+        help="the least rise to name (default: 0.05, 5 %%)",
     )
     arguments = parser.parse_args(argv)
     rows, _ = read_all(parser, arguments.paths)
@@ -159,7 +162,9 @@ def list_verdicts(argv: list[str]) -> int:
         "python -m reports verdicts reports/out/compare.csv --margin 0.05",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="raw pairs, as a CSV")
-    parser.add_argument("--margin", type=margin, help="(default: the margin of the run)")
+    parser.add_argument(
+        "--margin", type=verdicts.parse_margin, help="(default: the margin of the run)"
+    )
     arguments = parser.parse_args(argv)
     try:
         table = verdicts.verdicts(read_csv(arguments.file, verdicts.PAIR_COLUMNS), arguments.margin)
@@ -179,7 +184,9 @@ def show_calibration(argv: list[str]) -> int:
         "python -m reports calibration reports/out/calibration.csv --margin 0.05 --pairs 20",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="raw pairs, as a CSV")
-    parser.add_argument("--margin", type=margin, default=0.02, help="(default: %(default)s)")
+    parser.add_argument(
+        "--margin", type=verdicts.parse_margin, default=0.02, help="(default: %(default)s)"
+    )
     parser.add_argument(
         "--pairs",
         type=int,
@@ -234,13 +241,6 @@ def size(text: str) -> float:
         return float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")
     except (AssertionError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no size, as 8GiB or 512MiB is") from error
-
-
-def margin(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a margin is between 0 and 1, as 0.05 for 5 %")
-    return value
 
 
 def add_paths(parser: argparse.ArgumentParser) -> None:

@@ -48,7 +48,7 @@ def test_its_commands_lint_and_test_with_the_python_that_it_names(tmp_path) -> N
         made = subprocess.run(
             [*words, "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True
         )
-        assert re.search(r"^python3\.13 -m venv \.venv$", made.stdout, re.MULTILINE)
+        assert re.search(r"\bpython3\.13 -m venv \.venv\b", made.stdout)
         targets.append((words[:2], made.stdout))
     (lint, linted), (test, tested) = targets
     assert lint == ["make", "lint"]

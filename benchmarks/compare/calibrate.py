@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks import options
 from benchmarks.compare.cli import USER_ERRORS, add_cell, progress, workloads_of
 from benchmarks.compare.client import Server
-from benchmarks.compare.pairing import Cell, Comparison, Row, append
+from benchmarks.compare.pairing import Cell, Comparison, Row
 from benchmarks.compare.targets import WORK_TREE
 from benchmarks.measure.availability import check_device, check_timeable
 
@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
         check_timeable()
         check_device(arguments.device)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        for row in append(
-            arguments.out, progress(same_against_same(arguments)), constant, PAIR_COLUMNS
-        ):
+        arguments.out.write_text("")
+        measured = (constant | row for row in progress(same_against_same(arguments)))
+        for row in options.append_rows(arguments.out, measured, [*PAIR_COLUMNS, "text"]):
             rows.append(row)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)

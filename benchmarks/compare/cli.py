@@ -12,7 +12,7 @@ from tqdm import tqdm
 import impls
 from benchmarks import options
 from benchmarks.compare.client import ProcessFailed, Server
-from benchmarks.compare.pairing import Cell, Comparison, Row, append, pairs
+from benchmarks.compare.pairing import Cell, Comparison, Row, pairs
 from benchmarks.compare.targets import WORK_TREE, UnknownRevision
 from benchmarks.measure.availability import Unmeasurable, check_device, check_timeable
 from benchmarks.ranks.pool import needs_ranks
@@ -76,11 +76,13 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
         revisions.give(workloads)
     constant = commits | {"margin": arguments.margin}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text("")
     rows: list[Row] = []
     interrupted = False
     try:
         measured = progress(compared_rows(revisions, names, arguments, constant))
-        for row in append(arguments.out, measured, constant, PAIR_COLUMNS):
+        full = (constant | row for row in measured)
+        for row in options.append_rows(arguments.out, full, [*PAIR_COLUMNS, "text"]):
             rows.append(row)
     except KeyboardInterrupt:
         interrupted = True
@@ -192,6 +194,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
+    from reports.analysis.verdicts import parse_margin
+
     options.add(
         parser,
         "--impl",
@@ -206,17 +210,11 @@ def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
     options.add(parser, "--dtype")
     options.add(parser, "--device")
     parser.add_argument(
-        "--margin", type=margin, default=0.02, help="the largest difference that is equivalent"
+        "--margin",
+        type=parse_margin,
+        default=0.02,
+        help="the largest difference that is equivalent",
     )
-
-
-def margin(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text}: a margin is between 0 and 1, such as 0.02 for 2 %"
-        )
-    return value
 
 
 def decided(rows: list[Row], constant: Row) -> set[Cell]:

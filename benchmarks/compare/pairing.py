@@ -13,13 +13,11 @@ after a call of the same process is a percent faster. If a call is short, a turn
 several calls. The block counts as its fastest call, since disturbances only add time.
 """
 
-import csv
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,15 +218,3 @@ def pairs(
         number += 1
         done = decided(rows)
         left = [cell for cell in left if cell not in done]
-
-
-def append(path: Path, rows: Iterable[Row], constant: Row, columns: list[str]) -> Iterator[Row]:
-    """Yield ``rows``, and write each to the CSV at ``path`` before the next is measured."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*columns, "text"])
-        writer.writeheader()
-        for row in rows:
-            full = constant | row
-            writer.writerow(full)
-            file.flush()
-            yield full

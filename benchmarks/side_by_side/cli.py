@@ -22,12 +22,12 @@ from benchmarks.measure.availability import (
     tensors,
 )
 from benchmarks.measure.step import PASSES
-from benchmarks.options import USER_ERRORS, chosen_losses, open_for_append
+from benchmarks.options import USER_ERRORS, append_rows, chosen_losses, open_for_append
 from benchmarks.ranks import torchrun
 from benchmarks.ranks.pool import needs_ranks
 from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.failures import DeviceLost, first_line
-from benchmarks.side_by_side.rows import Row, append_rows, with_interval
+from benchmarks.side_by_side.rows import MORE_COLUMNS, Row, with_interval
 from benchmarks.workloads import Workload, workload
 
 TORCHRUN = "torchrun --nproc-per-node K -m benchmarks"
@@ -72,7 +72,7 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
     """Measure level after level, print the table, and return the exit code."""
     import pandas as pd
 
-    from reports.readers.schema import whole
+    from reports.readers.schema import COLUMNS, whole
     from reports.render.tables import show
 
     cell = {
@@ -89,7 +89,8 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
                 continue
             try:
                 measured = level_rows(arguments, chosen, group)
-                rows.extend(append_rows(arguments.out, (cell | row for row in measured)))
+                whole_rows = (cell | row for row in measured)
+                rows.extend(append_rows(arguments.out, whole_rows, [*COLUMNS, *MORE_COLUMNS]))
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)
             except torch.OutOfMemoryError as error:  # raised by what all losses need

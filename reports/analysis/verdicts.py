@@ -1,5 +1,6 @@
 """Verdicts on raw pairs of two targets: regressed, improved, equivalent, inconclusive, unproven."""
 
+import argparse
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,14 @@ def _outside(n: int, alpha: float) -> int:
     for rank in range(1, n + 1):  # each rank is in the sum with probability 1/2
         ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
     return int(np.searchsorted(np.cumsum(ways) / 2.0**n, alpha, side="right")) - 1
+
+
+def parse_margin(text: str) -> float:
+    """The type of an option ``--margin``: a share between 0 and 1."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a margin is between 0 and 1, as 0.02 for 2 %")
+    return value
 
 
 def injected_slowdown(margin: float) -> float:

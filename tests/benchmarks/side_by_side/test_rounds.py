@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.side_by_side.rows import append_rows, exact_row
+from benchmarks.options import append_rows
+from benchmarks.side_by_side.rows import exact_row
+
+COLUMNS = ["impl", "metric", "value"]
 
 
 def append(file: Path, *names: str) -> None:
-    for row in append_rows(file, (exact_row(name, "error", "relative", 0.5) for name in names)):
+    for row in append_rows(
+        file, (exact_row(name, "error", "relative", 0.5) for name in names), COLUMNS
+    ):
         assert row["impl"] in file.read_text()  # written before the next is measured
 
 
@@ -28,5 +33,5 @@ def test_a_file_of_an_older_version_keeps_its_columns(tmp_path) -> None:
 
 def test_a_run_without_rows_leaves_the_file_empty(tmp_path) -> None:
     file = tmp_path / "rows.csv"
-    assert list(append_rows(file, [])) == []
+    assert list(append_rows(file, [], COLUMNS)) == []
     assert file.read_text() == ""
