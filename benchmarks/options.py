@@ -86,9 +86,11 @@ def append_rows(
 
     A file that has a header keeps its columns, because an older version may have written it.
     """
-    with path.open("a+", newline="", encoding="utf-8") as file:
-        file.seek(0)
-        header = next(csv.reader(file), None)
+    header = None
+    if path.is_file():  # not a device, which may be read for ever
+        with path.open(newline="", encoding="utf-8") as file:
+            header = next(csv.reader(file), None)
+    with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, header or columns, extrasaction="ignore")
         for row in rows:
             if not header:  # with the first row: a run that measures nothing leaves no header

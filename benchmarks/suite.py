@@ -44,7 +44,8 @@ def track_threads() -> int:
     return torch.get_num_threads()
 
 
-# asv knows these two of the environments that it builds, and not of one that is there already.
+# asv records the torch version and the allocator of an environment that it builds, but not of an
+# environment that exists already. So the next two benchmarks record them.
 @for_asv(benchmark_name="environment.track_torch", unit="major, minor, patch", version="1")
 def track_torch() -> int:
     """torch's version as one number: 2.13.0 is 2013000."""
@@ -115,7 +116,7 @@ class Suite(ABC):
     device = "cpu"
     params: ClassVar[list[list[str]]]
     param_names: ClassVar = ["impl", "workload", "dtype"]
-    # Raised by hand when what is measured changes. By default asv hashes the source.
+    # Increase this by hand when the measured work changes. By default asv hashes the source.
     version = "1"
 
     def __init_subclass__(cls) -> None:
@@ -218,7 +219,7 @@ def warm_step(level: str, device: str, impl: str, name: str, dtype: str) -> Step
 
 
 def loadable(names: Sequence[str], dtype: str, device: str) -> Iterator[impls.Loss]:
-    """The losses among ``names`` that run here; a line for each of the others."""
+    """Yield the losses among ``names`` that run here. Print a line for each other loss."""
     for name in names:
         if name.endswith(".reference"):
             continue

@@ -1,11 +1,12 @@
 """Two revisions of ``impls``, measured in turn by live processes: raw pairs, for verdicts.
 
-Each process has a bias of its own, so a pair is a fresh set of four processes: the base, the head,
-and two controls of the base. One control has an injected slowdown. Each process is forked from a
-process of its role, which has imported the revision and called the loss. There is a process for
-each role and not for each revision: otherwise the head, the only one of its kind, is half a percent
-slower (docs/experiments, 0019). The processes of the roles are forked from a process that has
-imported torch and holds the tensors, so that all read the tensors at the same place.
+Each process has a bias of its own. So a pair is a fresh set of four processes, and each process has
+a role: the base, the head, and two controls, which run the base again. One control, "planted", has
+an injected slowdown. Each role has a parent process, which has imported the revision and called the
+loss. The processes of a pair are forked from the parents. Base and controls do not share a parent:
+if they do, the head is half a percent slower, because it alone has its own parent
+(docs/experiments, 0019). The parents are forked from a process that has imported torch and holds
+the tensors, so that all processes read the tensors at the same place.
 
 The processes of a pair take turns, call by call, and are idle while another measures. In the order
 of turns, each comes after each of the others equally often, and never after itself: a call right
@@ -29,10 +30,10 @@ from benchmarks.measure import memory
 from benchmarks.measure.availability import Unmeasurable, tensors
 from benchmarks.workloads import Workload
 
-ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # and its revision
+ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # role: revision
 TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # a Williams design
-BLOCK = 0.004  # seconds at least of a block
-SECONDS = 1.0  # about, of a cell in a pair
+BLOCK = 0.004  # seconds that a block takes, about, or more
+SECONDS = 1.0  # seconds that a cell takes in a pair, about
 MOST_ROUNDS = 60
 EXACT = ("peak_memory", "saved_memory")
 
@@ -124,8 +125,9 @@ class Comparison:
     def prepare(self, impl: str) -> None:
         """Have the process of each role import and compile the loss, so that its forks need not.
 
-        A fork lacks the threads that a loss leaves behind, and would wait for them for ever. So
-        after such a loss the processes of the roles are replaced, and their forks prepare it.
+        Some losses leave threads behind. A fork does not have these threads, and would wait for
+        them for ever. After such a loss, new processes replace the processes of the roles, and each
+        fork compiles the loss itself.
         """
         if not self.prepares:
             return

@@ -53,10 +53,10 @@ class Step:
         return oracle.expected_mean(self.loss.level, self.given, self.grad)
 
     def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
-        """The largest relative error of a gradient. For logits, also the error beside the targets.
+        """The largest relative error of a gradient. For logits, also the error without the targets.
 
-        A target's entry is near -1 and the others are near 1/V. In a norm of all entries, errors of
-        the others are too small to see.
+        In a row of the gradient, the target's entry is much larger than the other entries. A norm
+        of all entries hides the errors of the other entries.
         """
         actual = oracle.evaluate(self.loss.fn, self.own(), self.grad)
         errors = [worst(actual, expected)]
@@ -80,7 +80,7 @@ class Step:
 def describe_excess(errors_and_budgets: Iterable[tuple[float, float]]) -> str:
     """The first error over its budget, in words; empty if none is. nan is over every budget."""
     over = [(error, budget) for error, budget in errors_and_budgets if not error <= budget]
-    return f"gradients are wrong, {over[0][0]:.2g} > {over[0][1]:.2g}" if over else ""
+    return f"gradients are wrong: error {over[0][0]:.2g}, budget {over[0][1]:.2g}" if over else ""
 
 
 def worst(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:

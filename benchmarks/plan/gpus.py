@@ -1,7 +1,8 @@
 """Reads the limits of named GPUs from their data sheets, and the times that the limits imply.
 
-No loss takes less time than its operations over the GPU's peak of dense products, its bytes moved
-over the memory's bandwidth, or its bytes sent over what the links carry one way.
+A loss takes at least the largest of three times: its operations divided by the GPU's peak rate of
+dense matrix products, the bytes that it moves divided by the memory's bandwidth, and the bytes that
+it sends divided by the links' rate one way.
 """
 
 import csv
@@ -19,7 +20,7 @@ class Gpu:
     memory: float  # bytes
     bandwidth: float  # bytes of memory a second
     link: float  # bytes a second to other GPUs, one way
-    flops: dict[str, float]  # dense matrix products a second, for each dtype
+    flops: dict[str, float]  # operations a second in dense matrix products, by dtype
 
     def least_times(self, prediction: Prediction, dtype: str) -> dict[str, float]:
         """The milliseconds that each limit implies."""

@@ -1,4 +1,4 @@
-"""Ranks on this machine, a process each, and a sharded loss across them as a linear loss."""
+"""Starts ranks on this machine, each a process, and wraps a sharded loss as a linear loss."""
 
 import inspect
 import itertools
@@ -184,7 +184,8 @@ def what_happened(answers: list[Any]) -> str:
 def slices(tensors: dict[str, Tensor], k: int, even: bool) -> list[int] | None:
     """How many classes each of ``k`` ranks has. Of few classes, torch.chunk makes fewer slices.
 
-    None if the tensors to slice differ in length. Then each rank gets whole tensors, to refuse.
+    None if the tensors to slice differ in length. Then each rank gets whole tensors, and the loss
+    must refuse them.
     """
     lengths = {len(tensors[name]) for name in SLICED if name in tensors}
     if len(lengths) > 1:

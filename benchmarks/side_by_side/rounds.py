@@ -21,7 +21,8 @@ from benchmarks.side_by_side.rows import Row, exact_row
 from benchmarks.side_by_side.sampler import Sample, Sampler
 
 ROUNDS = (9, 60)  # at least, at most
-# How long the rounds may take, after the least number. A GPU's samples scatter by less than 1 %.
+# Seconds that all rounds may take together. The least number of rounds may take longer. A GPU needs
+# fewer seconds: its samples scatter by less than 1 %.
 SECONDS = {"cpu": 20.0, "cuda": 8.0}
 
 Samples = dict[tuple[str, str], list[Sample]]  # by implementation and metric, by round
@@ -87,7 +88,7 @@ def checked_rounds(
     """The samples so far and their noisy cells, after each round.
 
     If some times are noisy after the last round, the rounds of their metrics are run once more. Of
-    each metric the samples with fewer noisy times are kept.
+    the two runs of a metric, the run with fewer noisy times is kept.
     """
     reference = next(name for name, step in sampler.steps.items() if isinstance(step, Reference))
     samples: Samples = defaultdict(list)
@@ -119,7 +120,7 @@ def noisy_cells(samples: Samples, reference: str) -> set[tuple[str, str]]:
 
 
 def usable(samples: Sequence[Sample]) -> list[float]:
-    """The values that were not taken while the card throttled, if enough of them remain."""
+    """The values taken while the card did not throttle. If too few remain, all values."""
     cool = [sample for sample in samples if not (sample.card and sample.card.throttled)]
     return [sample.value for sample in (cool if len(cool) >= ROUNDS[0] else samples)]
 
@@ -171,7 +172,7 @@ def errors_and_memory(
         yield exact_row(loss.name, "error", "relative", errors[0])
         yield from memory_rows(step, failures.device)
         if excess := describe_excess(zip(errors, budgets, strict=True)):
-            tqdm.write(f"{loss.name}: {excess}: no times")
+            tqdm.write(f"{loss.name} is not timed: {excess}")
         else:
             correct.append(loss)
 

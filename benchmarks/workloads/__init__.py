@@ -78,7 +78,8 @@ class Workload:
         """Hidden states (N, D), the classifier's weight (V, D), targets (N,)."""
         if self.name == "notebook":
             return notebook(self)
-        # As training begins: normalised hidden states, weights with GPT-2's initial scale.
+        # As when training begins, but for gpt2_trained: normalised hidden states, weights with
+        # GPT-2's initial scale.
         generator = torch.Generator().manual_seed(0)
         if self.name.startswith("gpt2_trained"):
             return trained(self)
@@ -185,7 +186,7 @@ def tokens(text: Path | None = None) -> Tensor:
 
 @functools.cache
 def trained(chosen: Workload) -> tuple[Tensor, Tensor, Tensor]:
-    """The first tokens of the text, in a small GPT after some steps of training on the text.
+    """What ``_float32`` returns, from a small GPT after a short training on the text.
 
     By then the model has learnt which tokens of the vocabulary occur, so the softmax is peaked.
     """

@@ -32,11 +32,11 @@ class RowLosses(torch.autograd.Function):
     def forward(ctx, input, y, target_weight, smoothing):
         x = input.to(accumulation_dtype(input.dtype))  # (N, V)
         m = x.amax(1, keepdim=True)  # exp(x) may overflow, exp(x - m) does not; p is the same
-        log_s = (x - m).exp_().sum(1, keepdim=True).log()  # (N, 1)
+        log_s = (x - m).exp_().sum(1, keepdim=True).log()  # (N, 1), s = Σ_k exp(x_k - m)
         log_p_y = x.gather(1, y[:, None]) - m - log_s  # (N, 1)
         losses = -target_weight * log_p_y.squeeze(1)
         if smoothing is not None:
-            # Not in place: Dynamo of torch 2.11 then loses the gradient.
+            # Not ``losses -=``: Dynamo of torch 2.11 then loses the gradient.
             losses = losses - (x - m).sub_(log_s).mul_(smoothing).sum(1)
         ctx.save_for_backward(input, m, log_s, y, target_weight, smoothing)
         return losses

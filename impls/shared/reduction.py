@@ -9,8 +9,9 @@ With p = softmax(x), a row x of logits has
 
     loss = -Σ_j q_j log p_j        d loss/dx_j = (Σ_k q_k) p_j - q_j
 
-So an implementation needs q alone. This file turns weights, smoothing and ignored rows into q, on
-vectors of N or V elements.
+So an implementation needs q alone. ``target_distribution`` makes q from targets, class weights and
+smoothing, as vectors of N or V elements. An ignored row has the q of class 0. ``reduce`` then sets
+the loss of an ignored row to 0.
 """
 
 import functools
@@ -74,8 +75,8 @@ def has_cpu_values(tensor: Tensor) -> bool:
 def check_range(target: Tensor, vocab: int | Tensor, ignore_index: int) -> None:
     """Raise ``IndexError`` with the first target that is outside [0, vocab) and not ignored.
 
-    Where the targets cannot be read (``has_cpu_values``), the kernel that reads them must check
-    them, as in torch.
+    If the targets cannot be read now (``has_cpu_values``), nothing is checked here. Then the
+    kernel that reads the targets must check the targets, as in torch.
     """
     if has_cpu_values(target):
         outside = target[((target < 0) | (target >= vocab)) & (target != ignore_index)]
@@ -178,10 +179,10 @@ def reduce_counted(losses: Tensor, counted: Tensor, denominator: Tensor | None) 
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a hand-written ``backward`` raise where a second derivative would need its graph.
+    """Make a hand-written ``backward`` raise under ``create_graph=True``.
 
-    torch's own ``once_differentiable`` raises only if the upstream gradient requires a gradient. A
-    penalty on the gradient (``create_graph=True``) is then silently a constant.
+    torch's own ``once_differentiable`` raises only if the upstream gradient requires a gradient. If
+    the upstream gradient requires none, a penalty on the gradient is silently a constant.
     """
 
     @functools.wraps(backward)

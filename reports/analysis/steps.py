@@ -21,7 +21,11 @@ MEMORY_UNITS = ("bytes", "MB")
 
 @dataclass(frozen=True)
 class Span:
-    """Values before and after a change, and which part of the series is the last of the change."""
+    """Values before and after a step or a drift.
+
+    ``end`` is the index of the part of the series with which a step ends. Of a drift it is the
+    number of parts.
+    """
 
     before: pd.Series
     after: pd.Series
@@ -32,7 +36,8 @@ class Span:
 def mode_of(of: pd.Series, numbers: dict[str, pd.Series]) -> str:
     """How values are compared: "exact" and "amount" by difference, "ratio" by logarithm.
 
-    Ranks on a CPU hold small messages for a moment, so their bytes differ from run to run.
+    Bytes and counts are "exact", but not where several devices share the work ("×" in the
+    device): ranks on a CPU keep small messages for a moment, so their bytes differ from run to run.
     """
     if of["unit"] in ("bytes", "count") and "×" not in str(of["device"]):
         return "exact"

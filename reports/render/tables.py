@@ -54,7 +54,9 @@ def render(rows: pd.DataFrame) -> str:
     ]
     failed = sorted(rows.loc[rows["metric"] == "failed", "impl"].unique())
     if failed:
-        blocks.append(f"Failed while it was measured: {', '.join(failed)}. The run says why.")
+        blocks.append(
+            f"Failed while measured: {', '.join(failed)}. The output of the run has the reason."
+        )
     is_sharded = (rows["impl"].map(level_of) == "sharded").any()
     return "\n\n".join([*blocks, LEGEND, *([SHARDED] if is_sharded else [])])
 

@@ -38,19 +38,23 @@ def show(rows: pd.DataFrame, console: Console | None = None) -> None:
 def legend(rows: pd.DataFrame) -> Iterator[str]:
     """What the columns and marks of ``rows`` mean."""
     yield (
-        "× builtin: the time over that of PyTorch's own loss. × reference: over a copy of the "
-        "logits, or the matrix products alone. error: of the gradients, relative to float64. "
+        "× builtin: the time divided by the time of PyTorch's own loss. × reference: divided by "
+        "the time to copy the logits, or of the matrix products alone. error: the relative error "
+        "of the gradients, against float64. "
         "peak MiB: what forward and backward allocate."
     )
     if rows["noisy"].any():
         yield f"{NOISY} noisy: the time did not pass its checks, also when it was measured again."
     failed = sorted(rows.loc[rows["metric"] == "failed", "impl"].unique())
     if failed:
-        yield f"Failed while it was measured: {', '.join(failed)}. The run says why."
+        yield f"Failed while measured: {', '.join(failed)}. The output of the run has the reason."
 
 
 def table(cell: pd.DataFrame, width: int) -> Table:
-    """One cell's implementations, the fastest first. The fastest that is not noisy is bold."""
+    """The losses of one level, workload, dtype and run, the fastest first.
+
+    The fastest loss that is not noisy is bold.
+    """
     values = measured(cell)
     main = next((name for name in (TOTAL, *SORTED_BY) if values[name].notna().any()), None)
     noisy = set(values.index[values["noisy"]])
@@ -107,7 +111,7 @@ def _columns(
 def within_rounds(
     cell: pd.DataFrame, metric: str, base: str, medians: pd.Series
 ) -> Iterator[float]:
-    """Each time over that of ``base``: the median of the ratios of each round.
+    """Each time divided by the time of ``base`` in the same round: the median of these ratios.
 
     Where samples were not kept, or some were left out, it is the ratio of the medians.
     """

@@ -219,9 +219,10 @@ def compare(
 
 
 def natural_scales(tensors: Tensors, upstream: Tensor, options: Mapping[str, Any]) -> Tensors:
-    """Value and gradients where all logits are 0: their size before terms cancel.
+    """The usual size of the value and of each gradient, computed as if all logits were 0.
 
-    p - 1 is small for a p near 1, but its error is the error of a number near 1.
+    If p is near 1, p - 1 is small, but its rounding error is that of a number near 1. So an error
+    is compared with this size, not with p - 1.
     """
     weight = tensors.get("linear_weight")
     x = tensors["input"].double()

@@ -205,10 +205,10 @@ def cross_entropy(bug):
             target = target[torch.arange(n) % len(target)]
         if target.shape != (n,) or target.dtype != torch.int64:
             raise ValueError(
-                f"input is {n} rows, target {tuple(target.shape)}, {target.dtype}, int64"
+                f"target is {target.dtype} {tuple(target.shape)}, but must be torch.int64 ({n},)"
             )
         if weight is not None and (weight.shape != (v,) or weight.dtype != input.dtype):
-            raise ValueError(f"{v} classes, {input.dtype}: {len(weight)} weights, {weight.dtype}")
+            raise ValueError(f"weight is {weight.dtype} ({len(weight)},), not {input.dtype} ({v},)")
         if bug == "empty_raises" and n == 0:
             raise RuntimeError("cannot reduce no rows")
         if bug == "needs_grad" and torch.is_grad_enabled() and not input.requires_grad:

@@ -67,7 +67,7 @@ def test_the_others_go_on(call: int, capsys) -> None:
 def test_the_table_says_who_failed() -> None:
     rows = pd.DataFrame(measured(1)).assign(workload="tinystories_1m", dtype="float32")
     shown = tables.render(whole(rows.assign(**dict.fromkeys(RUN, "") | {"threads": 2}), ""))
-    assert "Failed while it was measured: logits.raising. The run says why." in shown
+    assert "Failed while measured: logits.raising. The output of the run has the reason." in shown
     [row] = [line for line in shown.splitlines() if line.startswith("| logits.raising")]
     assert set(row) <= set("| logits.raising-")
 
