@@ -53,6 +53,14 @@ def test_what_the_other_provider_shares_is_the_environments(capsys) -> None:
     assert shared.count("huggingface · full_memory") == 3
 
 
+def test_an_amount_of_memory_that_a_script_adds_to_all_is_the_environments(capsys) -> None:
+    """At 7705dcc both providers hold 2,004 MB more, at every size."""
+    assert main(["regressions", str(LIGER.with_name("liger-cpo-memory.csv"))]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": 7705dcc: " in line]
+    assert len(lines) == 8
+    assert all("the others rose by 2004 MB with it" in line for line in lines)
+
+
 def test_a_step_is_found_where_it_began_and_where_it_was_fixed() -> None:
     values = np.r_[10 * noise(8, 0), 12 * noise(6, 1), 10 * noise(7, 2)]
     [one] = regressions(series("mine", list(values)), 0.05)
