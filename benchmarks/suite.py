@@ -95,6 +95,7 @@ if PROFILE not in PROFILES:
     sys.exit(f"BENCHMARK_PROFILE is {PROFILE!r}: it must be one of {', '.join(PROFILES)}")
 
 TIMED = ("forward", "forward_backward")
+TIMED_BY_ASV = ("regular", "large")  # profiles in which asv times each cell itself too
 
 # What one level gives: for each (implementation, workload, dtype) its metrics. The value of a time
 # is the list of its samples.
@@ -131,7 +132,7 @@ class Suite(ABC):
             and is_importable(folder.joinpath(*name.split(".")).with_suffix(".py"))
         ]
         cls.params = [[*names, REFERENCES[level].name], *PROFILES[PROFILE]]
-        if PROFILE == "quick" or level == "sharded":
+        if PROFILE not in TIMED_BY_ASV or level == "sharded":
             cls.time_forward = cls.time_forward_backward = None  # type: ignore[assignment]
 
     def measure(self, params: list[list[str]] | None = None) -> Numbers:
@@ -146,9 +147,12 @@ class Suite(ABC):
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)
                 continue
+            if not losses:  # the commit has none of this level
+                continue
             for row in rounds.measure(losses, inputs, dtype, self.device, TIMED):
-                value = row["samples"] if "samples" in row else row["value"]
-                numbers.setdefault((row["impl"], name, dtype), {})[row["metric"]] = value
+                of_cell = numbers.setdefault((row["impl"], name, dtype), {"noisy": 0})
+                of_cell[row["metric"]] = row["samples"] if "samples" in row else row["value"]
+                of_cell["noisy"] += row.get("noisy", 0)
         return numbers
 
     @for_asv(unit="ms")
@@ -177,6 +181,11 @@ class Suite(ABC):
         ratios = [time / reference for time, reference in zip(times, base, strict=True)]
         return {"samples": ratios, "number": 1}
 
+    @for_asv(unit="count")
+    def track_noisy(self, numbers, *cell):
+        """How many of the cell's times did not pass their checks."""
+        return number_of(numbers, "noisy", cell)
+
     @for_asv(unit="bytes")
     def track_peak_memory(self, numbers, *cell):
         return number_of(numbers, "peak_memory", cell)
@@ -189,7 +198,7 @@ class Suite(ABC):
     def track_error(self, numbers, *cell):
         return number_of(numbers, "error", cell)
 
-    # asv's own timing, one cell after the other, in all profiles but "quick".
+    # asv's own timing, one cell after the other.
     number = 1
     repeat = (5, 100, 1.5)  # samples at least, samples at most, seconds at most
     rounds = 1

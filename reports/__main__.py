@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from asv.util import get_cpu_info
 
 from reports.analysis import calibration, verdicts
 from reports.analysis.change_points import regressions
@@ -67,19 +68,31 @@ def write_page(argv: list[str]) -> int:
     if edge_cases is not None:
         summary += f"\n\n### What each does in edge cases\n\n{tables.edge_case_table(edge_cases)}"
     (out / "summary.md").write_text(summary + "\n", encoding="utf-8")
-    runs = read_kind("pairs", paths, [out / "compare.csv"], verdicts.PAIR_COLUMNS, notes)
+    own = [out / "compare.csv"]
+    runs = read_kind("pairs", paths, own, verdicts.PAIR_COLUMNS, notes, **verdicts.PAIR_TYPES)
     pairs = pd.concat(runs) if runs else None
     html = page.render(rows, notes, edge_cases, pairs)
     (out / "index.html").write_text(html, encoding="utf-8")
     (out / "picture.svg").write_text(page.picture(rows), encoding="utf-8")
-    here = rows if arguments.all else rows[rows["machine"] == platform.node()]
-    others = rows.loc[~rows.index.isin(here.index), "machine"].nunique()
-    if not here.empty:
-        tables.show(newest(here))
-    if others:
-        print(f"results of {others} other machines are not shown here: --all shows them")
+    here = rows[measured_here(rows)]
+    shown = rows if arguments.all else here
+    if not shown.empty:
+        tables.show(newest(shown))
+    if len(shown) < len(rows):
+        print("the results of other machines are in summary.md, and --all shows them here")
     print(f"\nindex.html, picture.svg, tidy.csv, wide.csv and summary.md are in {out}")
     return 0
+
+
+def measured_here(rows: pd.DataFrame) -> pd.Series:
+    """Which rows were measured on this machine.
+
+    Hosts can share a name, so the hardware must be here too: the CPU, or one of NVIDIA's GPUs.
+    """
+    described = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    gpus = re.findall(r"Model:\s*(.*)", "\n".join(file.read_text() for file in described))
+    hardware = ["", get_cpu_info(), *gpus]
+    return (rows["machine"] == platform.node()) & rows["hardware"].isin(hardware)
 
 
 def pick_loss(argv: list[str]) -> int:
@@ -167,7 +180,8 @@ def list_verdicts(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        table = verdicts.verdicts(read_csv(arguments.file, verdicts.PAIR_COLUMNS), arguments.margin)
+        pairs = read_csv(arguments.file, verdicts.PAIR_COLUMNS, **verdicts.PAIR_TYPES)
+        table = verdicts.verdicts(pairs, arguments.margin)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
         return 2
@@ -196,7 +210,7 @@ def show_calibration(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        rows = read_csv(arguments.file, verdicts.PAIR_COLUMNS)
+        rows = read_csv(arguments.file, verdicts.PAIR_COLUMNS, **verdicts.PAIR_TYPES)
         table = calibration.calibration(rows, arguments.margin, arguments.pairs)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)

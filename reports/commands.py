@@ -52,7 +52,10 @@ def reproduce(of: pd.Series) -> str:
             profile = "BENCHMARK_PROFILE=large "
         cell = ", ".join(f"'{of[name]}'" for name in ("impl", "workload", "dtype"))
         suite = f"{level}.{of['device'].upper().replace(' × ', 'x')}"
-        return f'{profile}asv run --record-samples --bench "{suite}.*{cell}" {of["commit"][:10]}^!'
+        return (
+            f"{profile}asv run --launch-method spawn --record-samples "
+            f'--bench "{suite}.*{cell}" {of["commit"][:10]}^!'
+        )
     if of["source"] == "pytest-benchmark":
         return f"pytest --benchmark-only --impl {shlex.quote(load_name(of['impl']))}"
     if of["source"] == "Liger-Kernel":

@@ -21,7 +21,6 @@ from impls.loss import FUNCTIONS
 
 USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, ProcessFailed)
 REVISIONS = ("base", "head")
-UNDECIDED = ("inconclusive", "unproven")
 # Small: a disturbance of the machine lasts a while, and the shorter a call is, the more often the
 # revisions take turns in that time. GPT-2's logits of 32 tokens still outgrow a core's own caches.
 # GPT-2's head takes 150 ms for 32 tokens.
@@ -67,7 +66,14 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     import pandas as pd
 
     from reports.analysis.calibration import statement
-    from reports.analysis.verdicts import FAILED, PAIR_COLUMNS, PAIRS, markdown, verdicts
+    from reports.analysis.verdicts import (
+        FAILED,
+        PAIR_COLUMNS,
+        PAIRS,
+        UNDECIDED,
+        markdown,
+        verdicts,
+    )
 
     commits = {
         role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in REVISIONS
@@ -221,7 +227,7 @@ def decided(rows: list[Row], constant: Row) -> set[Cell]:
     """The cells that have a verdict: their controls hold, and so does the correction for many."""
     import pandas as pd
 
-    from reports.analysis.verdicts import verdicts
+    from reports.analysis.verdicts import UNDECIDED, verdicts
 
     table = verdicts(pd.DataFrame(rows).assign(**constant))
     done = table[~table["verdict"].isin(UNDECIDED)]

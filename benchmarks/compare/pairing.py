@@ -64,7 +64,7 @@ class Comparison:
         self.calls: dict[Cell, float] = {}  # seconds of a call, from the last pair
 
     def changed(self) -> list[str]:
-        """The losses of both revisions of which a file, or a file that they import, differs."""
+        """The losses of both revisions that differ, in their own file or in an imported file."""
         base, head = self._losses().values()
         folder = self.server.folder
         return [

@@ -24,8 +24,8 @@ class UnknownRevision(LookupError):
 def export(revision: str, folder: Path) -> str:
     """Put the ``impls`` of ``revision`` into ``folder``, and return the revision's commit.
 
-    "." is the working tree as it is now, with uncommitted changes. If it has such changes, a "+"
-    follows its commit. No git worktree is made, and the clone is only read.
+    "." is the working tree as it is now. If ``impls`` has uncommitted changes, the commit ends with
+    "+". No git worktree is made, and the clone is only read.
     """
     if revision == WORK_TREE:
         ignore = shutil.ignore_patterns("__pycache__")

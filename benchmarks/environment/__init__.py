@@ -1,1 +1,1 @@
-"""Describes what a number depends on beside the loss: machine, threads, allocator, GPU state."""
+"""Describes where a number is measured: machine, threads, allocator, GPU state."""

@@ -26,10 +26,13 @@ def main(argv: list[str]) -> int:
     ).stdout.strip()
     asv = [sys.executable, "-m", "asv"]
     subprocess.run([*asv, "machine", "--yes"], cwd=ROOT, check=True)
-    asv += ["run", "--python=same", "--launch-method", "spawn", "--set-commit-hash", commit]
+    asv += ["run", "--python=same", "--launch-method", "forkserver", "--set-commit-hash", commit]
     asv += ["--record-samples", "--show-stderr", "--bench", BENCHMARKS[arguments.device]]
     # asv sets the PYTHONPATH of its own processes from this variable alone.
     environment = os.environ | {"ASV_PYTHONPATH": os.environ.get("PYTHONPATH", str(ROOT))}
+    # asv's server imports the suites and forks. What has started CUDA cannot be forked, so torch
+    # must ask NVML whether there is a GPU.
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     environment.setdefault("BENCHMARK_PROFILE", PROFILES[arguments.device])
     return subprocess.run(asv, cwd=ROOT, env=environment).returncode
 

@@ -10,7 +10,7 @@ from benchmarks.measure import torch_compat
 from benchmarks.ranks import torchrun
 
 FLUSHED = 2**28  # bytes at least that are written before a sample, to flush the L2 cache
-CYCLES = 3_000_000  # clock cycles in a millisecond: more than those of any GPU
+CYCLES = 3_000_000  # in a millisecond; the clock of every GPU has fewer
 # The longest wait of the device before a call, in milliseconds. It waits for half a millisecond
 # and twice the host's launch time. A loss that waits for the device gains nothing by a longer wait.
 LONGEST = 20.0

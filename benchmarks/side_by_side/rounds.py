@@ -71,8 +71,8 @@ def measure(
     noisy: set[tuple[str, str]] = set()
     interruption = None
     try:
-        for kept in checked_rounds(sampler, passes, failures):
-            samples, noisy = kept
+        for samples, noisy in checked_rounds(sampler, passes, failures):  # noqa: B007  used below
+            pass
     except (KeyboardInterrupt, DeviceLost) as error:
         interruption = error
     for cell in sorted(samples):
@@ -100,8 +100,8 @@ def checked_rounds(
     yield samples, noisy
     if not again:
         return
-    again_what = ", ".join(again)
-    tqdm.write(f"measured again, as the machine was not steady: {again_what}", file=sys.stderr)
+    names = ", ".join(again)
+    tqdm.write(f"measured again, as the machine was not steady: {names}", file=sys.stderr)
     second: Samples = defaultdict(list)
     for sample in take_rounds(sampler, again, failures, extras=False):
         second[sample.impl, sample.metric].append(sample)

@@ -66,6 +66,11 @@ class Change:
                 f"{_number(self.before)} → {_number(self.after)} {self.unit}{self._percent()}, "
                 f"confidence {100 * self.confidence:.2f} %, {state}"
             )
+        if self.environment and self.kind == "stopped":
+            return f"{line}; the others stopped too"
+        by = self.shared if self.unit in MEMORY_UNITS else self.shared - 1
+        if self.environment and abs(by) < 1e-6:
+            return f"{line}; a control changed with it in another metric"
         if self.environment and self.unit in MEMORY_UNITS:
             return f"{line}; the others rose by {_number(self.shared)} {self.unit} with it"
         if self.environment:
@@ -151,11 +156,9 @@ def _changes_of(group: pd.DataFrame, margin: float) -> list[Change]:
         spans, kind = list(steps(of_impl, margin, floor, mode)), "step"
         if drift := drift_of(values[impl], of_impl, margin, floor, mode):
             spans, kind = [drift], "drift"
-        for span in spans:
-            later = of_impl[span.end + 1 :] if kind == "step" else []
-            found.append(
-                _change(impl, of, kind, span, later, together[others], margin, floor, mode)
-            )
+        found += [
+            _change(impl, of, kind, span, together[others], margin, floor, mode) for span in spans
+        ]
     return found
 
 
@@ -194,20 +197,20 @@ def _change(
     of: pd.Series,
     kind: str,
     span: Span,
-    later: list[pd.Series],
     others: pd.DataFrame,
     margin: float,
     floor: float,
     mode: str,
 ) -> Change:
     before, after = span.before, span.after
-    change = after.median() - before.median()
+    change, moved = span.ends[1] - span.ends[0], after.median() - before.median()
     sign = np.sign(change)
     least = least_change(span.ends[0], margin, mode)
     shifts = others.reindex(after.index).median() - others.reindex(before.index).median()
-    shared = sign * np.nanmax([sign * shifts.median(), 0.0])
+    # Of a drift, ``before`` and ``after`` see a part only: the others' part is extended likewise.
+    shared = sign * np.nanmax([sign * shifts.median() * change / moved, 0.0])
     fixed = [
-        part.index[0] for part in later if change > 0 and part.median() <= span.ends[0] + least
+        part.index[0] for part in span.later if change > 0 and part.median() <= span.ends[0] + least
     ]
     greater = "greater" if change > 0 else "less"
     p = 0.0 if mode == "exact" else stats.mannwhitneyu(after, before, alternative=greater).pvalue
@@ -216,8 +219,8 @@ def _change(
         cell=_cell(impl, of),
         impl=impl,
         kind=kind,
-        commit=str(after.index[0] if kind == "step" else others.index[1]),
-        last=str(before.index[-1] if kind == "step" else others.index[0]),
+        commit=span.commit,
+        last=span.last,
         before=float(shown(span.ends[0])),
         after=float(shown(span.ends[1])),
         unit=str(of["unit"]),

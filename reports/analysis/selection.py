@@ -89,6 +89,13 @@ def run(cell: pd.DataFrame) -> str:
     return ", ".join(filter(None, facts))
 
 
+def pass_of_total(values: pd.DataFrame) -> str:
+    """The pass whose time is ``TOTAL``, given a column of times for each pass."""
+    both = values["forward_backward"].notna()
+    is_unit = values.loc[both, "forward_backward_unit"].notna().all() and both.any()
+    return "forward_backward_unit" if is_unit else "forward_backward"
+
+
 def measured(cell: pd.DataFrame) -> pd.DataFrame:
     """The last numbers of a cell: a row for each implementation, the fastest first.
 
@@ -103,9 +110,7 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
     """
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     values = last["value"].unstack("metric").reindex(columns=METRICS)
-    both = values["forward_backward"].notna()
-    is_unit = values.loc[both, "forward_backward_unit"].notna().all() and both.any()
-    total = "forward_backward_unit" if is_unit else "forward_backward"
+    total = pass_of_total(values)
     values[TOTAL] = values[total]
     times = [name for name in (total, *SORTED_BY) if values[name].any()]
     for end in ("low", "high"):

@@ -21,16 +21,14 @@ MEMORY_UNITS = ("bytes", "MB")
 
 @dataclass(frozen=True)
 class Span:
-    """Values before and after a step or a drift.
+    """A step or a drift."""
 
-    ``end`` is the index of the part of the series with which a step ends. Of a drift it is the
-    number of parts.
-    """
-
-    before: pd.Series
+    commit: str  # the first of the new values
+    last: str  # the commit before it
+    before: pd.Series  # values at one end of the change, and at the other
     after: pd.Series
-    end: int
-    ends: tuple[float, float]  # as they are shown
+    ends: tuple[float, float]  # the value before and after, as they are shown
+    later: list[pd.Series]  # the parts of the series after the change
 
 
 def mode_of(of: pd.Series, numbers: dict[str, pd.Series]) -> str:
@@ -99,8 +97,14 @@ def steps(parts: list[pd.Series], margin: float, floor: float, mode: str) -> Ite
             ):
                 n += 1
         if abs(medians[n] - medians[start]) > max(least[start], floor):
-            before, after = parts[start], pd.concat(parts[start + 1 : n + 1])
-            yield Span(before, after, n, (medians[start], medians[n]))
+            yield Span(
+                commit=str(parts[start + 1].index[0]),
+                last=str(parts[start].index[-1]),
+                before=parts[start],
+                after=parts[n],
+                ends=(medians[start], medians[n]),
+                later=parts[n + 1 :],
+            )
 
 
 def drift_of(
@@ -125,4 +129,11 @@ def drift_of(
     if step_cost <= line_cost:
         return None
     quarter = count // 4
-    return Span(values.iloc[:quarter], values.iloc[-quarter:], len(parts), (first, last))
+    return Span(
+        commit=str(values.index[1]),
+        last=str(values.index[0]),
+        before=values.iloc[:quarter],
+        after=values.iloc[-quarter:],
+        ends=(first, last),
+        later=[],
+    )

@@ -17,6 +17,13 @@ PAIR_COLUMNS = [
     *("base", "head", "margin", "workload", "dtype"),
     *("impl", "metric", "unit", "role", "pair", "block", "value"),
 ]
+PAIR_NUMBERS = ["margin", "pair", "block", "value"]
+# How pandas reads a CSV of pairs: a commit can be digits alone, and a loss can be called NA.
+PAIR_TYPES = {
+    "dtype": {name: str for name in PAIR_COLUMNS if name not in PAIR_NUMBERS},
+    "keep_default_na": False,
+    "na_values": {name: [""] for name in PAIR_NUMBERS},
+}
 # The error rate of either end of an interval, for a single look at a cell. A cell is looked at
 # after each pair, and each look may decide. tests/reports/analysis/test_verdicts.py simulates the
 # rate of false verdicts that follows.

@@ -8,14 +8,14 @@ from typing import Any
 import pandas as pd
 
 from reports.analysis.intervals import median_interval
-from reports.readers.schema import NotResults, frame
+from reports.readers.schema import NotResults, whole
 
 # The units of what is tracked. Times that asv takes itself are in seconds.
 UNITS = {
     **dict.fromkeys(("forward", "forward_backward"), "ms"),
     **dict.fromkeys(("forward_multiple", "forward_backward_multiple"), "× reference"),
     **dict.fromkeys(("peak_memory", "saved_memory", "sent"), "bytes"),
-    **{"error": "relative", "collectives": "count"},
+    **{"error": "relative", "collectives": "count", "noisy": "count"},
 }
 # The suites' own, whose losses are measured in turn; and asv's, one cell after the other.
 IN_TURN, ONE_BY_ONE = "asv", "asv, one by one"
@@ -41,8 +41,17 @@ def read_asv(file: Path) -> tuple[pd.DataFrame, list[str]]:
             if pd.isna(row["value"]):
                 failed.append(f"{key}({', '.join(cell)})")
             sources[source].append(environment | row)
-    frames = [frame(source, rows) for source, rows in sources.items() if rows]
-    return pd.concat(frames) if frames else frame(IN_TURN, []), failed
+    frames = [whole(pd.DataFrame(rows), source) for source, rows in sources.items()]
+    return mark_noisy(pd.concat(frames)), failed
+
+
+def mark_noisy(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` in which the times of a cell are noisy if the suite counted a noisy time there."""
+    is_count = rows["metric"] == "noisy"
+    cells = pd.MultiIndex.from_frame(rows[["impl", "workload", "dtype", "device"]])
+    marked = cells.isin(cells[is_count & (rows["value"] > 0)])
+    is_time = (rows["source"] == IN_TURN) & rows["unit"].isin(["ms", "× reference"])
+    return rows.assign(noisy=marked & is_time)[~is_count]
 
 
 def _environment(results: Any) -> dict[str, Any]:

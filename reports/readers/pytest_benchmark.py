@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from reports.analysis.intervals import median_interval
-from reports.readers.schema import frame
+from reports.readers.schema import whole
 
 
 def from_pytest_benchmark(content: dict[str, Any]) -> pd.DataFrame:
@@ -18,4 +18,4 @@ def from_pytest_benchmark(content: dict[str, Any]) -> pd.DataFrame:
             | {"unit": "ms", "value": value, "ci_low": low, "ci_high": high}
             | {"n": len(samples), "samples": samples}
         )
-    return frame("pytest-benchmark", rows)
+    return whole(pd.DataFrame(rows), "pytest-benchmark")

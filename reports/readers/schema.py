@@ -1,8 +1,5 @@
 """Tidy rows: the columns that all readers return."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import pandas as pd
 
 COLUMNS = [
@@ -33,11 +30,6 @@ EXTRAS = ["text", "samples", "noisy"]
 
 class NotResults(ValueError):
     """The file is not what its name promises. The message says why."""
-
-
-def frame(source: str, rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """``rows`` as a table that has all columns."""
-    return whole(pd.DataFrame(rows), source)
 
 
 def whole(rows: pd.DataFrame, source: str) -> pd.DataFrame:

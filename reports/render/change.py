@@ -154,7 +154,7 @@ def comparisons(pairs: pd.DataFrame, idents: Iterator[str], notes: list[str]) ->
     keys = ["file", *verdicts.COMPARABLE, "base", "head", "workload"]
     for _, part in pairs.groupby(keys, dropna=False, sort=False):
         of = part.iloc[0]
-        place = ", ".join(str(of[name]) for name in verdicts.COMPARABLE if pd.notna(of[name]))
+        place = ", ".join(of[name] for name in verdicts.COMPARABLE if of[name])
         judged: list[Context] = []
         comparison = {
             "title": f"{of['base']} → {of['head']}, {of['workload']}",

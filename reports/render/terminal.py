@@ -10,7 +10,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from reports.analysis.selection import SORTED_BY, TOTAL, cells, level_of, measured, run, title
+from reports.analysis.selection import (
+    SORTED_BY,
+    TOTAL,
+    cells,
+    level_of,
+    measured,
+    pass_of_total,
+    run,
+    title,
+)
 from reports.render.tables import error, interval, number
 
 MEBIBYTE = 2**20
@@ -89,7 +98,8 @@ def _columns(
         yield f"{PASSES[main]}, ms", [mark + number(value) for mark, value in times]
         for base in ("builtin", "reference"):
             if f"{level}.{base}" in values.index:
-                ratios = within_rounds(cell, main, f"{level}.{base}", values[main])
+                timed = pass_of_total(values) if main == TOTAL else main
+                ratios = within_rounds(cell, timed, f"{level}.{base}", values[main])
                 yield f"×\n{base}", [number(ratio) for ratio in ratios]
     yield from _numbers(values, "peak_memory", "peak\nMiB", MEBIBYTE)
     if values["error"].notna().any():
@@ -115,9 +125,6 @@ def within_rounds(
 
     Where samples were not kept, or some were left out, it is the ratio of the medians.
     """
-    if metric == TOTAL:
-        units = cell.loc[cell["metric"] == "forward_backward_unit", "impl"]
-        metric = "forward_backward_unit" if set(medians.index) <= set(units) else "forward_backward"
     rows = cell[cell["metric"] == metric].drop_duplicates("impl", keep="last").set_index("impl")
     samples = rows["samples"].map(np.asarray)
     for impl, median in medians.items():

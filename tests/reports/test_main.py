@@ -1,9 +1,11 @@
 """``python -m reports``: its help, and the files that it writes."""
 
+import platform
 import re
 
 import pandas as pd
 import pytest
+from asv.util import get_cpu_info
 
 from reports.__main__ import COMMANDS, main
 from reports.readers.schema import COLUMNS
@@ -19,7 +21,7 @@ def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
         tidy(metric="peak_memory", unit="bytes", value=2**21),
     )
     assert main([str(file), "--out", str(tmp_path / "out")]) == 0
-    assert "results of 1 other machines are not shown" in capsys.readouterr().out
+    assert "the results of other machines are in summary.md" in capsys.readouterr().out
     assert main([str(file), "--all", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"eager +12.50 +0.50 +2.50 +2.00", printed)
@@ -32,6 +34,15 @@ def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
     assert len(written) == 4
     wide = pd.read_csv(tmp_path / "out" / "wide.csv").set_index("impl")
     assert wide.loc["logits.eager", ["forward", "peak_memory"]].tolist() == [12.5, 2**21]
+
+
+def test_a_host_of_the_same_name_with_other_hardware_is_another_machine(tmp_path, capsys) -> None:
+    here = {"machine": platform.node(), "hardware": get_cpu_info()}
+    rows = [tidy(**here, impl="logits.here"), tidy(**here | {"hardware": "Z80"}, impl="logits.z80")]
+    assert main([str(write_csv(tmp_path, *rows)), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "here  " in printed
+    assert "z80" not in printed
 
 
 def test_help_names_each_command_and_the_help_of_each_has_examples(capsys) -> None:

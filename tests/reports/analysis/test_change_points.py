@@ -151,6 +151,16 @@ def test_small_steps_add_up() -> None:
         assert one.after == pytest.approx(1.08, rel=0.01)
 
 
+def test_small_steps_that_add_up_to_little_more_than_the_margin_are_the_codes() -> None:
+    [one] = regressions(series("mine", [1.0] * 20 + [1.03] * 20 + [1.06] * 20), 0.05)
+    assert (one.commit, one.last, one.environment) == ("c20", "c19", False)
+
+
+def test_a_drift_of_little_more_than_the_margin_is_the_codes() -> None:
+    [one] = regressions(series("mine", list(1.001 ** np.arange(61))), 0.05)
+    assert (one.kind, one.commit, one.last, one.environment) == ("drift", "c1", "c0", False)
+
+
 @pytest.mark.parametrize("scatter", [0.0, 0.01, 0.02])
 def test_a_slow_drift_is_named(scatter) -> None:
     for seed in range(10):
@@ -200,7 +210,9 @@ def test_what_stopped_is_named() -> None:
     [one] = regressions(series("mine", [*values, 1.0]), 0.05)
     assert one.fixed == "c20"
     both = pd.concat([series("mine", values), series("logits.builtin", values)])
-    assert all(one.environment for one in regressions(both, 0.05))
+    for one in regressions(both, 0.05):
+        assert one.environment
+        assert str(one).endswith("the others stopped too")
     assert not regressions(series("mine", [np.nan] * 5 + [1.0] * 5), 0.05)
 
 
@@ -221,6 +233,8 @@ def test_a_change_beside_a_control_that_moved_in_another_metric_is_the_environme
     environment = {one.impl: one.environment for one in found}
     assert environment["mine"]
     assert not environment["worse"]
+    [mine] = [one for one in regressions(pd.concat([control, alike]), 0.05) if one.impl == "mine"]
+    assert str(mine).endswith("a control changed with it in another metric")
 
 
 def test_dates_that_a_rebase_reversed_change_nothing(monkeypatch) -> None:

@@ -97,6 +97,23 @@ def test_asv_in_an_environment_that_was_there(asv_results) -> None:
     assert set(rows["allocator"]) == {"pinned"}
 
 
+def test_asv_marks_the_times_of_a_cell_in_which_the_suite_counted_noise(asv_results) -> None:
+    [file] = asv_results.rglob("bbbbbbbb-env.json")
+    content = json.loads(file.read_text())
+    params = [["'logits.builtin'", "'logits.eager'"], ["'gpt2_text'"], ["'float32'"]]
+    content["results"] = {
+        "logits.CPU.track_forward": [[14.0, 9.0], params, "1"],
+        "logits.CPU.track_noisy": [[0, 2], params, "1"],
+        "logits.CPU.track_peak_memory": [[1, 2], params, "1"],
+    }
+    file.write_text(json.dumps(content))
+    rows, _ = read([asv_results])
+    assert set(rows["metric"]) == {"forward", "peak_memory"}
+    assert rows.loc[rows["noisy"], ["impl", "metric"]].values.tolist() == [
+        ["logits.eager", "forward"]
+    ]
+
+
 def test_asv_of_two_ranks(asv_results) -> None:
     [file] = asv_results.rglob("bbbbbbbb-env.json")
     params = [["'sharded.eager'"], ["'gpt2_text@256'"], ["'float32'"]]

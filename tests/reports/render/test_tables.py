@@ -69,6 +69,7 @@ def test_a_noisy_time_is_marked_and_never_the_fastest(capsys) -> None:
         tidy(impl=impl, metric="forward_backward", value=value, noisy=noisy, samples="1 1 1")
         for impl, value, noisy in (("logits.eager", 5.0, 1), ("logits.fused", 6.0, 0))
     ]
+    rows += [tidy(impl="logits.wrong", metric="error", unit="relative", value=1.0)]
     rows += [tidy(impl="logits.fused", metric="peak_memory", unit="bytes", value=8 * 2**20)]
     frame = as_read(rows)
     tables.show(frame)
@@ -76,7 +77,9 @@ def test_a_noisy_time_is_marked_and_never_the_fastest(capsys) -> None:
     assert "~5.00" in shown
     assert "~6.00" not in shown
     assert "did not pass its checks" in shown
-    assert list(tables.comparison(frame).index) == ["logits.eager (noisy)", "logits.fused"]
+    assert list(tables.comparison(frame).index) == [
+        *("logits.eager (noisy)", "logits.fused", "logits.wrong")
+    ]
     text = words(page.render(frame, [], None, None))
     assert "logits.eager noisy: 5.00" in text
     assert "logits.fused: the only one that was timed" in text
