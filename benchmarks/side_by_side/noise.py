@@ -43,11 +43,13 @@ def noisy_times(samples: Samples, reference: str) -> set[tuple[str, str]]:
 
 def is_steady(values: np.ndarray, scatter: float) -> bool:
     """Whether the median of ``values`` is known to ``scatter``, and does not drift."""
-    middle = np.median(values)
-    first, second = np.array_split(values, 2)
-    moved = abs(np.log(np.median(second) / np.median(first)))
-    error = standard_error(values) / middle
-    return bool(2 * error <= scatter and not moved > max(np.log1p(DRIFT), 3 * 2 * error))
+    halves = np.array_split(values, 2)
+    first, second = (np.median(half) for half in halves)
+    moved = abs(second / first - 1)
+    first_error, second_error = (standard_error(half) for half in halves)
+    error = np.hypot(first_error, second_error) / first
+    is_known = 2 * standard_error(values) <= scatter * np.median(values)
+    return bool(is_known and moved <= max(DRIFT, 3 * error))
 
 
 def standard_error(values: np.ndarray) -> float:

@@ -102,7 +102,8 @@ def _measured(group: pd.DataFrame, workload: str) -> Iterator[Pick]:
     if cell.empty:
         return
     table = measured(cell).dropna(subset=[TOTAL, "peak_memory"])
-    table = table[~table["noisy"]]
+    steady = table[~table["noisy"]]
+    table = table if steady.empty else steady
     where, dtype = run(cell), cell["dtype"].iloc[0]
     for impl, of in table.iterrows():
         yield Pick(dtype, where, str(impl), of[TOTAL], workload, of["peak_memory"], of["error"])

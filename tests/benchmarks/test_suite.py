@@ -60,6 +60,22 @@ def test_asv_times_are_those_of_rounds_that_all_losses_share(numbers) -> None:
     assert suite.track_error(numbers, *cell("logits.eager")) < 1e-6
 
 
+def test_asv_counts_noisy_times(numbers, monkeypatch) -> None:
+    rows = [
+        {"impl": "logits.eager", "metric": metric, "samples": [1.0], "noisy": 1}
+        for metric in ("forward", "forward_backward")
+    ]
+    monkeypatch.setattr(rounds, "measure", lambda *_: iter(rows))
+    measured = logits.CPU().measure([["logits.eager"], ["tinystories_1m@8"], ["float32"]])
+    assert logits.CPU().track_noisy(measured, *cell("logits.eager")) == 2
+    assert logits.CPU().track_noisy(numbers, *cell("logits.eager")) in (0, 1, 2)
+
+
+def test_a_commit_without_a_loss_of_the_level_is_skipped() -> None:
+    params = [["logits.of_tomorrow", "logits.reference"], ["tinystories_1m@8"], ["float32"]]
+    assert logits.CPU().measure(params) == {}
+
+
 def test_asv_times_no_wrong_loss(numbers) -> None:
     [wrong] = [impl for impl, *_ in numbers if impl.endswith("zeros.py")]
     with pytest.raises(ArithmeticError, match="its gradients are wrong"):

@@ -1,11 +1,15 @@
-"""The CSV that ``python -m benchmarks`` adds rows to."""
+"""The rounds, and the CSV that ``python -m benchmarks`` adds their rows to."""
 
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
+import impls
 from benchmarks.options import append_rows
+from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.rows import exact_row
+from benchmarks.workloads import workload
 
 COLUMNS = ["impl", "metric", "value"]
 
@@ -35,3 +39,19 @@ def test_a_run_without_rows_leaves_the_file_empty(tmp_path) -> None:
     file = tmp_path / "rows.csv"
     assert list(append_rows(file, [], COLUMNS)) == []
     assert file.read_text() == ""
+
+
+@pytest.mark.parametrize("again", [set(), {("logits.builtin", "forward")}])
+def test_noisy_times_are_measured_once_more_and_marked_if_they_stay_so(
+    again, monkeypatch, capsys
+) -> None:
+    calls = iter([{("logits.builtin", "forward")}, again])
+    monkeypatch.setattr(rounds, "noisy_times", lambda *_: next(calls))
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
+    losses = [impls.load("logits.builtin")]
+    tensors = workload("tinystories_1m@8").tensors("logits", "float32")
+    rows = list(rounds.measure(losses, tensors, "float32", "cpu", ["forward", "backward"]))
+    assert "the machine was not steady: forward\n" in capsys.readouterr().err
+    noisy = {(row["impl"], row["metric"]) for row in rows if row.get("noisy")}
+    assert noisy == again
+    assert not list(calls)  # twice, and no more

@@ -44,6 +44,14 @@ def test_the_fastest_that_fits(pick, memory, impl) -> None:
     assert "planned" not in out
 
 
+def test_a_noisy_time_is_picked_only_where_all_are_noisy(pick) -> None:
+    noisy = loss("linear.logits.fused", 729.0, 393, noisy=1)
+    _, out, _ = pick([*noisy, *loss("linear.fused", 779.0, 216)], "gpt2_text", "8GiB")
+    assert "# linear.fused: 779 ms" in out
+    _, out, _ = pick(noisy, "gpt2_text", "8GiB")
+    assert "# linear.logits.fused: 729 ms" in out
+
+
 def test_the_line_can_be_pasted(pick) -> None:
     _, out, _ = pick(MEASURED, "gpt2_text", "300MiB")
     namespace: dict[str, object] = {}

@@ -3,6 +3,7 @@
 import pytest
 
 from reports.analysis.selection import measured, newest
+from reports.analysis.series import groups
 from reports.render import page, tables
 from reports.render.terminal import within_rounds
 from tests.reports.rows import as_read, sharded, tidy, words
@@ -99,3 +100,9 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     ratios = within_rounds(rows, "forward_backward", "logits.builtin", medians)
     assert list(ratios) == [1, 2]
     assert medians["logits.eager"] / medians["logits.builtin"] == 6
+
+
+def test_numbers_of_different_texts_are_not_mixed() -> None:
+    rows = as_read([tidy(text="aaaa"), tidy(text="bbbb", impl="logits.builtin")])
+    assert len(list(tables.sections(rows))) == 2
+    assert len(groups(rows)) == 2
