@@ -16,6 +16,7 @@ COMMANDS = {
     "calibrate": ("compare.calibrate", "measure how often compare is wrong on this machine"),
     "plan": ("plan.cli", "predict memory, operations and least time of each loss at any size"),
     "edge-cases": ("edge_cases", "run each loss in each edge case and say what it does"),
+    "history": ("history.cli", "measure each commit that changed a loss"),
     "gpu": ("gpu.cli", "measure everything on a GPU machine, which may lack a network"),
 }
 HELP = f"""usage: python -m benchmarks [COMMAND] [OPTION ...]

@@ -15,6 +15,8 @@ from benchmarks.workloads import WORKLOADS, UnknownWorkload
 # OSError is not among them: ``benchmarks.__main__`` prints it, except for a closed pipe.
 USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable)
 
+SKIPPED = 77  # the exit code of what cannot run here; the last line that it prints says why
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "--impl": {
         "action": "append",

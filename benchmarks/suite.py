@@ -88,11 +88,16 @@ PROFILES = {
     "quick": (["gpt2_text@256"], ["float32"]),
     "regular": (["gpt2_text@256", "gpt2_text"], ["float32", "bfloat16"]),
     "large": (["gpt2_text", "llama3_8b", "gemma2_2b", "qwen2_5_7b"], ["float32", "bfloat16"]),
+    "history": (["gpt2_text@256"], ["float32", "bfloat16"]),
+    "gpu": (["llama3_8b@2048"], ["bfloat16"]),
     "rehearsal": (["tinystories_1m@8"], ["float32"]),
 }
 PROFILE = os.environ.get("BENCHMARK_PROFILE", "quick")
 if PROFILE not in PROFILES:
     sys.exit(f"BENCHMARK_PROFILE is {PROFILE!r}: it must be one of {', '.join(PROFILES)}")
+
+# BENCHMARK_LOSSES in the environment names the losses to measure, with commas; without it, all are.
+CHOSEN = set(filter(None, os.environ.get("BENCHMARK_LOSSES", "").split(",")))
 
 TIMED = ("forward", "forward_backward")
 TIMED_BY_ASV = ("regular", "large")  # profiles in which asv times each cell itself too
@@ -142,7 +147,8 @@ class Suite(ABC):
         for name, dtype in itertools.product(workloads, dtypes):
             try:
                 check_timeable()
-                losses = list(loadable(names, dtype, self.device))
+                chosen = [loss for loss in names if not CHOSEN or loss in CHOSEN]
+                losses = list(loadable(chosen, dtype, self.device))
                 inputs = tensors(workload(name), self.level, dtype, self.device)
             except Unmeasurable as reason:
                 print(f"skipped: {reason}", file=sys.stderr)

@@ -87,7 +87,10 @@ def main(argv: list[str]) -> int:
     # A shell that starts a command in the background makes it and its children ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
-        return run_all(chosen, arguments.budget, out, environment(Path(scratch)))
+        variables = environment(Path(scratch))
+        if arguments.device == "cpu":
+            variables["BENCHMARK_PROFILE"] = "rehearsal"
+        return run_all(chosen, arguments.budget, out, variables)
 
 
 def environment(scratch: Path) -> dict[str, str]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from benchmarks import ROOT
 from benchmarks.gpu.stages import Stage
+from benchmarks.options import SKIPPED
 
 GRACE = 15.0  # seconds that an interrupted stage has to write its results so far
-SKIPPED = 77  # the exit code of a stage that cannot run here; the last line it prints says why
 
 
 @dataclass(frozen=True)

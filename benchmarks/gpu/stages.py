@@ -49,11 +49,25 @@ def stages(device: str, out: Path) -> list[Stage]:
     on = ("--device", device)
     compare = ("-m", "benchmarks", "compare", ".", ".", *on, "--impl", "logits.builtin")
     compared, numbers = out / "page" / "compare.csv", out / "numbers.csv"  # "page" reads both
+    measured, history = ("-m", "benchmarks", "history", "HEAD"), out / "history.csv"
     return [
         child("machine", "machine", out / "machine.json", 90.0, *on),
         child("gate", "gate", out / "gate.csv", 270.0, *on, *named(device, "gate")),
         *(side_by_side(device, numbers, *cell) for cell in CELLS[device]),
-        Stage("asv", "asv", ("-m", "benchmarks.gpu.history", *on), 120.0),
+        Stage(
+            *("asv", "asv"),
+            (
+                "-m",
+                "benchmarks",
+                "history",
+                "HEAD",
+                *on,
+                *named(device, "logits"),
+                "--out",
+                str(history),
+            ),
+            *(150.0, history),
+        ),
         Stage(
             *("compare", "compare"),
             (*compare, "--budget", "20", "--out", str(compared)),

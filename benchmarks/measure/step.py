@@ -28,7 +28,7 @@ class Step:
 
     def own(self) -> dict[str, Tensor]:
         """The tensors to call the loss with. An input that the loss overwrites is a copy."""
-        if not self.loss.support.overwrites_input:
+        if not getattr(self.loss.support, "overwrites_input", False):  # old revisions lack it
             return dict(self.given)
         return {**self.given, "input": self.given["input"].detach().clone()}
 

@@ -1,7 +1,8 @@
 """Times a call: by the host's clock in seconds, or by the GPU's in milliseconds."""
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,16 +52,23 @@ class EventTimer:
 
     def milliseconds(self, run: Callable[[], Any], host: float) -> float:
         """Device time of ``run()``, which the host needs ``host`` milliseconds to launch."""
+        [time] = self.times([run], host)
+        return torchrun.largest(time)
+
+    def times(self, calls: Sequence[Callable[[], Any]], host: float) -> list[float]:
+        """Device times of calls that follow each other without a gap."""
         torchrun.largest(0.0)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(len(calls) + 1)]
         self.scratch.fill_(0)
         torch_compat.spin(int(CYCLES * min(2 * host + 0.5, LONGEST)))
-        start.record()
-        result = run()
-        end.record()
+        events[0].record()
+        results = []
+        for call, end in zip(calls, events[1:], strict=True):
+            results.append(call())
+            end.record()
         torch.cuda.synchronize()
-        del result
-        return torchrun.largest(start.elapsed_time(end))
+        del results
+        return [start.elapsed_time(end) for start, end in itertools.pairwise(events)]
 
 
 def launch(run: Callable[[], Any]) -> float:
@@ -81,26 +89,24 @@ def launch(run: Callable[[], Any]) -> float:
 class Calls:
     """Device time of calls of one step, with an injected slowdown if asked, for ``compare``.
 
-    ``prepared()`` does what is not timed, and returns the call to time.
+    ``prepared()`` does what is not timed, and returns the call to time. The device's clock changes
+    with its load, so each call says how long the next one has to spin for its slowdown.
     """
 
     def __init__(self, prepared: Callable[[], Callable[[], Any]]) -> None:
         self.prepared = prepared
         self.timer = EventTimer()
         self.host = min(launch(prepared()) for _ in range(3))
-        self.usual = min(self.timer.milliseconds(prepared(), self.host) for _ in range(5))
-        spins = (self.timer.milliseconds(lambda: torch_compat.spin(CYCLES), 0) for _ in range(3))
-        self.cycles = CYCLES / min(spins)  # this device's, in a millisecond
+        self.usual = 0.0  # milliseconds of the last call
+        self.cycles = float(CYCLES)  # in a millisecond
+        for _ in range(5):
+            self.seconds(slowdown=1.0)
 
     def seconds(self, slowdown: float) -> float:
         """Seconds of a call. The device spins for ``slowdown`` times the usual time after it."""
-        run = self.prepared()
         spin = int(slowdown * self.usual * self.cycles)
-
-        def slowed() -> Any:
-            result = run()
-            if spin:
-                torch_compat.spin(spin)
-            return result
-
-        return self.timer.milliseconds(slowed, self.host) / 1000
+        calls = [self.prepared(), lambda: torch_compat.spin(spin)]
+        self.usual, spun = self.timer.times(calls, self.host)
+        if spin:
+            self.cycles = spin / spun
+        return (self.usual + spun) / 1000

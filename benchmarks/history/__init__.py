@@ -1,0 +1,1 @@
+"""Measures a range of commits with the asv suites, and keeps their numbers in one CSV."""

@@ -1,0 +1,167 @@
+"""``python -m benchmarks history``: measures each commit that changed ``impls``, with asv."""
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import impls
+from benchmarks import ROOT, options
+from benchmarks.compare.targets import UnknownRevision, export, sources
+from benchmarks.history import asv
+from benchmarks.measure.availability import check_device, check_timeable
+from benchmarks.ranks.pool import needs_ranks
+
+USER_ERRORS = (*options.USER_ERRORS, UnknownRevision)
+
+DESCRIPTION = """\
+Measure commits, the oldest first: the time, memory and error of each loss that a commit changed,
+next to the reference and PyTorch's loss. Without REVISION, these are all commits that changed
+`impls`, and a commit that is in the file already is not measured again.
+
+asv measures, in the environment that is there. So all commits have the same torch.
+`python -m reports regressions FILE` then says at which commit a number rose."""
+EXAMPLES = """\
+examples:
+  python -m benchmarks history                          may run for hours; Ctrl-C keeps what is done
+  python -m benchmarks history HEAD~5 HEAD --device cuda
+  python -m benchmarks history --list                   which losses each commit changed"""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit, the losses to measure at it, and its ``impls``."""
+
+    hash: str
+    losses: list[str]
+    folder: Path
+
+
+def main(argv: list[str]) -> int:
+    arguments = parse(argv)
+    if missing := why_not():
+        print(missing)
+        return options.SKIPPED
+    try:
+        check_timeable()
+        check_device(arguments.device)
+        hashes = [resolve(revision) for revision in arguments.revisions] or changing_commits()
+        options.open_for_append(arguments.out)
+    except USER_ERRORS as error:
+        print(error, file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as scratch:
+        commits = list(changes(hashes, Path(scratch), bool(arguments.revisions), arguments.impl))
+        if arguments.list:
+            for commit in commits:
+                print(commit.hash[:10], ", ".join(commit.losses) or "no loss changed")
+            return 0
+        done = asv.measured(arguments.out)
+        left = [commit for commit in commits if commit.losses and commit.hash not in done]
+        return measure(left, arguments, Path(scratch))
+
+
+def measure(commits: list[Commit], arguments: argparse.Namespace, scratch: Path) -> int:
+    """Measure the commits in turn, and add the numbers of each to the file when it is done."""
+    failed = 0
+    start = time.monotonic()
+    for number, commit in enumerate(commits):
+        took = (time.monotonic() - start) / number if number else 0
+        left = f", about {took * (len(commits) - number) / 60:.0f} min left" if number else ""
+        named = ", ".join(commit.losses)
+        print(f"{number + 1} of {len(commits)}{left}: {commit.hash[:10]} {named}", flush=True)
+        try:
+            count = asv.run(
+                *(commit.hash, commit.losses, commit.folder, arguments.device),
+                *(arguments.out, scratch / "asv"),
+            )
+            print(f"    {count} rows", flush=True)
+        except asv.Failed as error:
+            print(f"    failed: {error}", flush=True)
+            failed += 1
+    print(f"{len(commits) - failed} commits were added to {arguments.out}")
+    return int(failed > 0)
+
+
+def changes(
+    hashes: list[str], scratch: Path, measure_all: bool, among: list[str]
+) -> Iterator[Commit]:
+    """Each commit with the losses to measure: all of them, or those that differ from the last.
+
+    Losses that are not ``among`` the named ones are left out, if any is named. PyTorch's own loss
+    of the same level is measured too. If it moves, the machine moved.
+    """
+    before: Mapping[str, object] = {}
+    for hash in hashes:
+        folder = scratch / hash
+        export(hash, folder)
+        names = [name for name in impls.names(folder / "impls") if not needs_ranks(name)]
+        now = {name: sources(folder, name) for name in names}
+        losses = [
+            name
+            for name in names
+            if (measure_all or now[name] != before.get(name)) and (not among or name in among)
+        ]
+        levels = {name.partition(".")[0] for name in losses}
+        builtin = {f"{level}.builtin" for level in levels}
+        yield Commit(hash, sorted({*losses, *builtin & {*names}}), folder)
+        before = now
+
+
+def resolve(revision: str) -> str:
+    commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if not commit:
+        raise UnknownRevision(f"no revision {revision!r} in this clone")
+    return commit
+
+
+def changing_commits() -> list[str]:
+    """The commits that changed ``impls``, the oldest first. A merge changes nothing itself."""
+    order = ("--reverse", "--topo-order", "--no-merges")
+    return git("rev-list", *order, "HEAD", "--", "impls").split()
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def why_not() -> str:
+    """Why there is no history to measure here; empty if there is."""
+    if importlib.util.find_spec("asv") is None:
+        return "asv is not installed"
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return "a history is read from git, and there is no git here"
+    return ""
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks history",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=options.HelpFormatter,
+    )
+    parser.add_argument(
+        "revisions",
+        nargs="*",
+        metavar="REVISION",
+        help="measure all losses of these git revisions, in this order",
+    )
+    options.add(parser, "--impl", help="a loss to measure (repeatable; without it, all)")
+    options.add(parser, "--device")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("reports/out/history.csv"),
+        metavar="FILE",
+        help="the CSV that numbers are added to",
+    )
+    parser.add_argument("--list", action="store_true", help="list the commits and measure none")
+    return parser.parse_args(argv)
