@@ -56,16 +56,7 @@ def stages(device: str, out: Path) -> list[Stage]:
         *(side_by_side(device, numbers, *cell) for cell in CELLS[device]),
         Stage(
             *("asv", "asv"),
-            (
-                "-m",
-                "benchmarks",
-                "history",
-                "HEAD",
-                *on,
-                *named(device, "logits"),
-                "--out",
-                str(history),
-            ),
+            (*measured, *on, *named(device, "logits"), "--out", str(history)),
             *(150.0, history),
         ),
         Stage(
