@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: bench test test-all lint gpu wheelhouse clean
+.PHONY: bench history test test-all lint gpu wheelhouse clean
 
 # This commit's losses, in the environment that is there: asv builds none. A range of commits is
 # for `asv run`, which builds a wheel of each.
@@ -17,6 +17,10 @@ bench: .venv/ready
 	$(PINNED) asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --record-samples \
 		--launch-method forkserver --show-stderr --bench '^(?!sharded)' | grep --line-buffered '^\[\|^skipped' || test $$? -eq 2
 	python -m reports
+
+# Every commit that changed impls. It may run for hours, and goes on where it stopped.
+history: .venv/ready
+	python -m benchmarks history --out reports/measured/history/$$(hostname).csv
 
 # glibc keeps large blocks (benchmarks/environment/variables.py says why).
 PINNED := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=67108864

@@ -14,6 +14,7 @@ LAYERS = [
     {"ranks"},
     {"measure"},
     {"side_by_side", "plan", "compare"},
+    {"history"},
     {"gpu"},
 ]
 FILES = [file for of in ("benchmarks", "impls", "reports") for file in (ROOT / of).rglob("*.py")]

@@ -11,7 +11,6 @@ docs/experiments/0024-triton-kernel.md has the designs that were compared.
 """
 
 import functools
-from typing import NamedTuple
 
 import torch
 import triton
@@ -20,20 +19,8 @@ from torch import Tensor
 
 from impls.loss import INTERPRETED
 
+LOGITS_PER_THREAD = 32  # at once
 LONG_ROW = 384 * 2**10  # bytes; two longer rows per multiprocessor do not fit the L2 cache
-
-
-class Shape(NamedTuple):
-    """How the rows are spread over a GPU."""
-
-    logits: int  # that a thread holds at once
-    warps: int  # of a program, at most
-    programs: int  # of a multiprocessor, with that many warps
-    stages: int  # tiles on their way from memory at once, where loads do not wait for each other
-
-
-# A softcap or smoothing needs more registers.
-SHORT, LONG, WITH_OPTIONS = Shape(32, 16, 2, 1), Shape(32, 32, 1, 1), Shape(16, 16, 1, 1)
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e38)  # in place of -inf: -inf - -inf is nan
@@ -90,7 +77,6 @@ def rows_kernel(
     uniform: tl.constexpr,  # whether b is the same number for all classes
     depth: tl.constexpr,  # of a tile
     width: tl.constexpr,
-    stages: tl.constexpr,
 ):
     tile = tl.arange(0, depth)[:, None] * width + tl.arange(0, width)[None, :]
     size: tl.constexpr = depth * width
@@ -116,7 +102,7 @@ def rows_kernel(
             m = tl.full([width], LOWEST, tl.float32)
             s = tl.zeros([width], tl.float32)
             t = tl.zeros([width], tl.float32)  # Σ_j b_j (x_j - shift)
-            for i in tl.range(0, tiles, num_stages=stages):
+            for i in range(tiles):
                 column = i * size + tile
                 inside = column < vocab
                 x = tl.load(
@@ -141,7 +127,7 @@ def rows_kernel(
             if with_grad:
                 softmax_factor = (a + sum_b + 2 * z_loss * lse) * row_upstream
                 factor = tl.where(in_range, softmax_factor / s, float("nan"))
-                for i in tl.range(0, tiles, num_stages=stages):
+                for i in range(tiles):
                     column = (tiles - 1 - i) * size + tile
                     inside = column < vocab
                     x = tl.load(
@@ -181,24 +167,23 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def shape_of(vocab: int, itemsize: int, is_plain: bool) -> Shape:
-    """The shape for rows of ``vocab`` logits. A plain loss has no softcap and no smoothing."""
-    shape = WITH_OPTIONS
-    if is_plain:
-        shape = LONG if vocab * itemsize > LONG_ROW else SHORT
-    warps = min(shape.warps, triton.next_power_of_2(triton.cdiv(vocab, 1024)))
-    return shape._replace(warps=warps, programs=shape.programs * shape.warps // warps)
+def launch_shape(vocab: int, itemsize: int, is_plain: bool) -> tuple[int, int, int, int]:
+    """A tile's depth and width, a program's warps, and a multiprocessor's programs.
 
-
-def tile_of(shape: Shape, itemsize: int) -> tuple[int, int]:
-    """A tile's depth and width. A thread reads 16 bytes at once."""
+    A thread reads 16 bytes at once. A plain loss has no softcap and no smoothing, which would need
+    more registers.
+    """
+    logits = LOGITS_PER_THREAD if is_plain else LOGITS_PER_THREAD // 2
+    is_long = vocab * itemsize > LONG_ROW
+    most_warps = 32 if is_long and is_plain else 16
+    warps = min(most_warps, triton.next_power_of_2(triton.cdiv(vocab, 1024)))
     loaded = 16 // itemsize  # logits, at once
-    return shape.logits // loaded, 32 * shape.warps * loaded
+    return logits // loaded, 32 * warps * loaded, warps, (32 if is_plain else 16) // warps
 
 
-def registers_per_thread(shape: Shape) -> int:
-    """The limit with which as many programs run at once as the shape says."""
-    return min(255, 2**16 // (32 * shape.warps * shape.programs))
+def registers_per_thread(is_plain: bool) -> int:
+    """The limit with which as many programs run at once as ``launch_shape`` says."""
+    return 64 if is_plain else 128
 
 
 def launch(
@@ -214,16 +199,16 @@ def launch(
     """The losses (n,). With an ``upstream`` gradient, ``grad`` receives the logits' gradient."""
     n, vocab = logits.shape
     losses = target_weight.new_empty(n)
+    is_plain = smoothing is None and softcap is None
+    depth, width, warps, programs = launch_shape(vocab, logits.itemsize, is_plain)
+    options = {}
+    if not INTERPRETED:
+        programs *= multiprocessors(logits.device)
+        options = {"num_warps": warps, "maxnreg": registers_per_thread(is_plain)}
     if n == 0:
         return losses
-    shape = shape_of(vocab, logits.itemsize, smoothing is None and softcap is None)
-    depth, width = tile_of(shape, logits.itemsize)
-    programs, options = n, {}
-    if not INTERPRETED:
-        programs = min(n, shape.programs * multiprocessors(logits.device))
-        options = {"num_warps": shape.warps, "maxnreg": registers_per_thread(shape)}
     with torch.cuda.device_of(logits):
-        rows_kernel[(programs,)](
+        rows_kernel[(n if INTERPRETED else min(n, programs),)](
             logits,
             logits if grad is None else grad,
             losses,
@@ -243,7 +228,6 @@ def launch(
             uniform=smoothing is not None and smoothing.stride(0) == 0,
             depth=depth,
             width=width,
-            stages=shape.stages,
             **options,
         )
     return losses

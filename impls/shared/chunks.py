@@ -12,6 +12,7 @@ from impls.loss import INTERPRETED
 from impls.shared import rows
 from impls.shared.reduction import accumulation_dtype, has_cpu_values
 
+MOST_CHUNKS = 16  # in half precision
 WEIGHT_ROWS = 4096  # of dW at a time, where a product has another dtype than dW
 
 
@@ -19,9 +20,13 @@ def tokens_per_chunk(input):
     """C, for hidden states (N, D). A chunk reads W twice and dW once: a small C waits for memory.
 
     C V logits are a quarter of W for wide hidden states. The curve is in
-    docs/experiments/0005-chunks-of-tokens.md.
+    docs/experiments/0005-chunks-of-tokens.md. In half precision each chunk rounds dW once more, so
+    there are at most 16 (docs/experiments/0030-more-than-two-billion-logits.md).
     """
-    return max(input.shape[1] // 4, 512 if input.itemsize == 2 else 384)
+    tokens, hidden = input.shape
+    if input.itemsize > 2:
+        return max(hidden // 4, 384)
+    return max(hidden // 4, 512, -(-tokens // MOST_CHUNKS))
 
 
 def logits_of_chunks(input, linear_weight, linear_bias):

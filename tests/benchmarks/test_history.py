@@ -1,0 +1,74 @@
+"""``python -m benchmarks history``: which losses it measures of which commits, and its CSV."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from benchmarks import ROOT
+from benchmarks.__main__ import main
+from benchmarks.history import cli
+from reports.readers.files import read
+
+EAGER = "impls/logits/eager.py"
+
+
+@pytest.fixture
+def commits(monkeypatch):
+    """Three commits: the first adds this ``impls``, the second edits eager, the third a README."""
+    edits = {"first": (), "second": (EAGER,), "third": (EAGER, "impls/README.md")}
+
+    def export(revision, folder):
+        shutil.copytree(ROOT / "impls", folder / "impls")
+        for file in edits[revision]:
+            with (folder / file).open("a") as opened:
+                opened.write("\n# edited\n")
+
+    monkeypatch.setattr(cli, "export", export)
+    return list(edits)
+
+
+def test_each_commit_is_measured_for_the_losses_that_it_changed(commits, tmp_path) -> None:
+    first, second, third = cli.changes(commits, tmp_path, measure_all=False, among=[])
+    assert {"logits.fused", "linear.fused", "linear.builtin"} <= {*first.losses}
+    # logits.compiled compiles eager, and builtin shows whether the machine moved.
+    assert second.losses == ["logits.builtin", "logits.compiled", "logits.eager"]
+    assert third.losses == []
+
+
+def test_named_commits_are_measured_whole_and_named_losses_alone(commits, tmp_path) -> None:
+    *_, third = cli.changes(commits, tmp_path, measure_all=True, among=["linear.fused"])
+    assert third.losses == ["linear.builtin", "linear.fused"]
+
+
+def test_numbers_of_a_commit_are_kept_and_not_measured_again(tmp_path, monkeypatch, capsys) -> None:
+    if missing := cli.why_not():
+        pytest.skip(missing)
+    monkeypatch.setenv("BENCHMARK_PROFILE", "rehearsal")
+    command = ["history", "HEAD", "--impl", "logits.eager", "--out", str(tmp_path / "rows.csv")]
+    code = main(command)
+    said = capsys.readouterr().out
+    assert code == 0, said
+    rows, notes = read([tmp_path / "rows.csv"])
+    assert notes == []
+    assert {*rows["impl"]} == {"logits.eager", "logits.builtin", "logits.reference"}
+    assert {*rows["commit"]} == {cli.resolve("HEAD")}
+    assert {*rows["allocator"]} == {"pinned"}
+    cell = rows[rows["impl"] == "logits.eager"].set_index("metric")
+    assert cell.loc["forward_backward_multiple", "value"] > 1
+    assert len(cell.loc["forward_backward", "samples"]) >= 9
+    assert main(command) == 0
+    assert "0 commits were added" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(read([tmp_path / "rows.csv"])[0], rows)
+
+
+def test_an_unknown_revision_is_one_line(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "why_not", lambda: "")
+    assert main(["history", "no-such-revision", "--out", str(tmp_path / "rows.csv")]) == 2
+    assert capsys.readouterr().err == "no revision 'no-such-revision' in this clone\n"
+
+
+def test_without_git_the_reason_is_the_last_line(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert main(["history", "--out", str(tmp_path / "rows.csv")]) == cli.options.SKIPPED
+    assert capsys.readouterr().out == "a history is read from git, and there is no git here\n"
