@@ -18,6 +18,14 @@ from benchmarks.measure.availability import Unmeasurable, check_device
 from benchmarks.ranks.pool import UNEVEN, Ranks
 from impls.loss import INTERPRETED
 
+# The losses that compile, each with its share of the gate's time, and the properties for which they
+# compile the most graphs: 2 to 3 s each.
+COMPILED = {
+    *("logits.compiled", "logits.fused", "logits.fused_in_place"),
+    *("linear.compiled", "linear.fused", "linear.cce"),
+}
+MANY_GRAPHS = {"random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"}
+
 if INTERPRETED:
     import numpy as np
     import triton.language as tl
@@ -91,7 +99,13 @@ def rank_parameters(name: str, counts: tuple[int, ...]) -> list[Any]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--impl``, keep only tests of implementations."""
+    """Mark what compiles many graphs as slow. With ``--impl``, keep tests of implementations."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if "loss" in parameters and parameters.get("test") in MANY_GRAPHS:
+            name, _ = parameters["loss"]
+            if name in COMPILED:
+                item.add_marker("slow")
     if config.getoption("--impl"):
         about = [item for item in items if "loss" in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=[item for item in items if item not in about])

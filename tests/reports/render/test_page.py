@@ -231,6 +231,7 @@ def test_unusual_numbers_break_nothing() -> None:
     assert "a &lt; b" in html
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp_path) -> None:
     rng = np.random.default_rng(0)
     commits, dates = 100, pd.date_range("2020-01-01", periods=100, tz="UTC").astype(str)
