@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 
 from benchmarks import ROOT
 
 WORK_TREE = "."
+HAVE_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class UnknownRevision(LookupError):
@@ -49,31 +49,41 @@ def export(revision: str, folder: Path) -> str:
     return name
 
 
-def sources(folder: Path, name: str) -> dict[Path, bytes]:
-    """The files in ``folder`` that decide what the loss ``name`` does: paths and contents.
+def sources(folder: Path, name: str) -> dict[Path, str]:
+    """The files in ``folder`` that decide what the loss ``name`` does: paths and their code.
 
     They are its own file, the files of ``impls`` that it imports, and what they import in turn. To
     import ``impls.shared.rows`` is to import ``impls`` and ``impls.shared`` too.
     """
-    found: dict[Path, bytes] = {}
+    found: dict[Path, str] = {}
     modules = [f"impls.{name}"]
     while modules:
         for module in accumulate(modules.pop().split("."), "{}.{}".format):
             path = folder / module.replace(".", "/")
             for file in (path.with_suffix(".py"), path / "__init__.py"):
                 if file.is_file() and file.relative_to(folder) not in found:
-                    found[file.relative_to(folder)] = file.read_bytes()
+                    tree = _parse(file.read_bytes())
+                    found[file.relative_to(folder)] = ast.dump(tree)
                     package = module if file.stem == "__init__" else module.rpartition(".")[0]
-                    modules += _imports(file.read_bytes(), package)
+                    modules += _imports(tree, package)
     return found
 
 
-def _imports(source: bytes, package: str) -> Iterator[str]:
+def _parse(source: bytes) -> ast.Module:
+    """The code of a module without comments and docstrings, which change nothing that it does."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # the process that imports it says so
+        return ast.Module([ast.Expr(ast.Constant(source))], [])
+    for node in ast.walk(tree):
+        if isinstance(node, HAVE_DOCSTRINGS) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return tree
+
+
+def _imports(tree: ast.Module, package: str) -> Iterator[str]:
     """What a module of ``package`` imports from ``impls``: modules, and perhaps names in them."""
-    statements: Iterator[ast.AST] = iter(())
-    with suppress(SyntaxError):  # the process that imports it says so
-        statements = ast.walk(ast.parse(source))
-    for statement in statements:
+    for statement in ast.walk(tree):
         names = []
         if isinstance(statement, ast.Import):
             names = [alias.name for alias in statement.names]

@@ -101,10 +101,10 @@ def rows_of(result: Path, device: str) -> Iterator[dict[str, Any]]:
         yield row | {"samples": " ".join(f"{sample:.5g}" for sample in row["samples"])}
 
 
-def measured(file: Path) -> set[str]:
-    """The commits that have numbers in the CSV ``file``."""
+def measured(file: Path) -> set[tuple[str, str]]:
+    """The commits and losses that have numbers in the CSV ``file``."""
     with file.open(newline="", encoding="utf-8") as lines:
-        return {row["commit"] for row in csv.DictReader(lines)}
+        return {(row["commit"], row["impl"]) for row in csv.DictReader(lines)}
 
 
 def last_line(log: Path) -> str:

@@ -23,7 +23,7 @@ USER_ERRORS = (*options.USER_ERRORS, UnknownRevision)
 DESCRIPTION = """\
 Measure commits, the oldest first: the time, memory and error of each loss that a commit changed,
 next to the reference and PyTorch's loss. Without REVISION, these are all commits that changed
-`impls`, and a commit that is in the file already is not measured again.
+`impls`. What the file has already is not measured again.
 
 asv measures, in the environment that is there. So all commits have the same torch.
 `python -m reports regressions FILE` then says at which commit a number rose."""
@@ -56,14 +56,14 @@ def main(argv: list[str]) -> int:
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
         return 2
+    named = arguments.impl or runnable(arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
-        commits = list(changes(hashes, Path(scratch), bool(arguments.revisions), arguments.impl))
+        commits = list(changes(hashes, Path(scratch), bool(arguments.revisions), named))
         if arguments.list:
             for commit in commits:
                 print(commit.hash[:10], ", ".join(commit.losses) or "no loss changed")
             return 0
-        done = asv.measured(arguments.out)
-        left = [commit for commit in commits if commit.losses and commit.hash not in done]
+        left = list(unmeasured(commits, asv.measured(arguments.out)))
         return measure(left, arguments, Path(scratch))
 
 
@@ -89,29 +89,39 @@ def measure(commits: list[Commit], arguments: argparse.Namespace, scratch: Path)
     return int(failed > 0)
 
 
+def runnable(device: str) -> list[str]:
+    """The losses of the working tree that run here and need no ranks."""
+    names = [name for name in impls.names() if not needs_ranks(name)]
+    return [loss.name for loss in options.available(names, "bfloat16", device)]
+
+
 def changes(
     hashes: list[str], scratch: Path, measure_all: bool, among: list[str]
 ) -> Iterator[Commit]:
-    """Each commit with the losses to measure: all of them, or those that differ from the last.
+    """Each commit with the losses ``among`` the named to measure: all, or those that changed.
 
-    Losses that are not ``among`` the named ones are left out, if any is named. PyTorch's own loss
-    of the same level is measured too. If it moves, the machine moved.
+    A loss changed if it differs from that of the commit before in the list.
     """
     before: Mapping[str, object] = {}
     for hash in hashes:
         folder = scratch / hash
         export(hash, folder)
-        names = [name for name in impls.names(folder / "impls") if not needs_ranks(name)]
-        now = {name: sources(folder, name) for name in names}
-        losses = [
-            name
-            for name in names
-            if (measure_all or now[name] != before.get(name)) and (not among or name in among)
-        ]
-        levels = {name.partition(".")[0] for name in losses}
-        builtin = {f"{level}.builtin" for level in levels}
-        yield Commit(hash, sorted({*losses, *builtin & {*names}}), folder)
+        now = {name: sources(folder, name) for name in impls.names(folder / "impls")}
+        changed = [name for name in now if measure_all or now[name] != before.get(name)]
+        yield Commit(hash, [name for name in changed if name in among], folder)
         before = now
+
+
+def unmeasured(commits: list[Commit], done: set[tuple[str, str]]) -> Iterator[Commit]:
+    """The commits with losses that are not ``done``. PyTorch's own loss of the level joins them.
+
+    If PyTorch's loss moves, the machine moved.
+    """
+    for commit in commits:
+        left = {name for name in commit.losses if (commit.hash, name) not in done}
+        builtin = {f"{name.partition('.')[0]}.builtin" for name in left}
+        if left:
+            yield Commit(commit.hash, sorted(left | builtin), commit.folder)
 
 
 def resolve(revision: str) -> str:

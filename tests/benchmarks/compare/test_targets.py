@@ -46,7 +46,24 @@ def test_they_are_its_own_and_all_that_it_imports(tmp_path: Path, name, imported
     found = sources(tmp_path, f"logits.{name}")
     expected = ALWAYS | {f"logits/{name}.py"} | imported
     assert {path.relative_to("impls").as_posix() for path in found} == expected
-    assert found[Path(f"impls/logits/{name}.py")] == FILES[f"logits/{name}.py"].encode()
+
+
+def test_a_comment_or_a_docstring_is_no_code(tmp_path: Path) -> None:
+    versions = {
+        "plain": 'def cross_entropy(x):\n    "The loss."\n    return x',
+        "words": '"""A file."""\n\ndef cross_entropy(x):\n    "Its value."  # of x\n    return x',
+        "other": "def cross_entropy(x):\n    return 2 * x",
+        "broken": "def cross_entropy(x:",
+        "also broken": "def cross_entropy(y:",
+    }
+    code = {}
+    for version, text in versions.items():
+        file = tmp_path / version / "impls" / "logits" / "mine.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+        code[version] = sources(tmp_path / version, "logits.mine")
+    assert code["plain"] == code["words"] != code["other"]
+    assert code["broken"] != code["also broken"]
 
 
 def test_our_compiled_loss_is_also_of_eager_and_of_no_chunks() -> None:
