@@ -1,7 +1,6 @@
 """``python -m reports``: runs the command that the first word names, by default page."""
 
 import argparse
-import platform
 import re
 import signal
 import sys
@@ -9,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from asv.util import get_cpu_info
 
 from reports.analysis import calibration, verdicts
 from reports.analysis.change_points import regressions
 from reports.analysis.pick import PLANNED, NoPick, pick
-from reports.analysis.selection import newest
+from reports.analysis.selection import measured_here, newest
 from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT
 from reports.commands import answer
 from reports.readers.files import read, read_csv, read_kind
@@ -82,17 +80,6 @@ def write_page(argv: list[str]) -> int:
         print("the results of other machines are in summary.md, and --all shows them here")
     print(f"\nindex.html, picture.svg, tidy.csv, wide.csv and summary.md are in {out}")
     return 0
-
-
-def measured_here(rows: pd.DataFrame) -> pd.Series:
-    """Which rows were measured on this machine.
-
-    Hosts can share a name, so the hardware must be here too: the CPU, or one of NVIDIA's GPUs.
-    """
-    described = Path("/proc/driver/nvidia/gpus").glob("*/information")
-    gpus = re.findall(r"Model:\s*(.*)", "\n".join(file.read_text() for file in described))
-    hardware = ["", get_cpu_info(), *gpus]
-    return (rows["machine"] == platform.node()) & rows["hardware"].isin(hardware)
 
 
 def pick_loss(argv: list[str]) -> int:

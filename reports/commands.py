@@ -56,8 +56,9 @@ def reproduce(of: pd.Series) -> str:
             f"{profile}asv run --launch-method spawn --record-samples "
             f'--bench "{suite}.*{cell}" {of["commit"][:10]}^!'
         )
-    if of["source"] == "pytest-benchmark":
-        return f"pytest --benchmark-only --impl {shlex.quote(load_name(of['impl']))}"
+    if str(of["source"]).startswith("pytest-benchmark of "):
+        loss = of["source"].removeprefix("pytest-benchmark of ")
+        return f"pytest --benchmark-only --impl {shlex.quote(load_name(loss))}"
     if of["source"] == "Liger-Kernel":
         kernel = of["workload"].partition(" ")[0]
         return f"python benchmark/scripts/benchmark_{kernel}.py  # in a clone of Liger-Kernel"

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import impls
+from benchmarks.environment.variables import restart
 from benchmarks.measure.availability import Unmeasurable, check_device
 from benchmarks.ranks.pool import UNEVEN, Ranks
 from impls.loss import INTERPRETED
@@ -67,6 +68,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--benchmark-only"):
+        restart("pinned", [sys.executable, *sys.orig_argv[1:]])
     # torch.compile's trace would fill the report of a failed test with hundreds of lines.
     logging.getLogger("torch.__trace").disabled = True
     for name in config.getoption("--impl"):
@@ -130,6 +133,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             print(reason, file=sys.__stderr__, flush=True)
             os._exit(3)
     return result
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the ratios that ``tests/impls/test_speed.py`` measured."""
+    passed = terminalreporter.stats.get("passed", [])
+    properties = [pair for report in passed for pair in report.user_properties]
+    if ratios := [text for name, text in properties if name == "× builtin"]:
+        terminalreporter.section("× builtin in the same round: median [95 % interval]")
+        terminalreporter.write_line("\n".join(ratios))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from benchmarks import ROOT
 
 # A folder of ``benchmarks`` imports folders of the layers before its own.
 LAYERS = [
-    {"environment", "workloads"},
+    {"environment"},
+    {"workloads"},
     {"ranks"},
     {"measure"},
     {"side_by_side", "plan", "compare"},

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 import impls
 from benchmarks import options
 from benchmarks.compare.client import ProcessFailed, Server
 from benchmarks.compare.pairing import Cell, Comparison, Row, pairs
 from benchmarks.compare.targets import WORK_TREE, UnknownRevision
+from benchmarks.environment.progress import track
 from benchmarks.measure.availability import Unmeasurable, check_device, check_timeable
 from benchmarks.ranks.pool import needs_ranks
 from benchmarks.workloads import Workload, workload
@@ -146,7 +145,7 @@ def compared_rows(
         except Unmeasurable as reason:
             if arguments.impl:
                 raise
-            tqdm.write(f"skipped: {reason}", file=sys.stderr)
+            print(f"skipped: {reason}", file=sys.stderr)
             continue
         yield from rows
         if all(row["value"] <= 1 for row in rows if row["metric"] == "error"):
@@ -254,9 +253,8 @@ def short(commit: str) -> str:
 
 def progress(rows: Iterable[Row]) -> Iterator[Row]:
     """Yield ``rows``, and show a progress bar."""
-    with tqdm(desc="measuring", unit=" blocks", leave=False, disable=None) as bar:
-        for row in rows:
-            at = f"{row['impl']} {row['metric']}, pair {row.get('pair', 0) + 1}"
-            bar.set_postfix_str(at, refresh=False)
-            bar.update()
-            yield row
+
+    def name(row: Row) -> str:
+        return f"{row['impl']} {row['metric']}, pair {row.get('pair', 0) + 1}"
+
+    return track(rows, "measuring", name=name)

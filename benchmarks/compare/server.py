@@ -25,7 +25,6 @@ import psutil
 import torch
 import torch.fx.experimental.symbolic_shapes
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks import requests
 from benchmarks.environment.description import comparable
@@ -282,7 +281,8 @@ def reap() -> None:
 
 
 def main(folder: str, fd: str) -> None:
-    tqdm.monitor_interval = 0  # torch's compiler uses tqdm, whose monitor is a thread that stays
+    # torch's compiler uses tqdm where it is installed. Its monitor is a thread that stays.
+    torch.hub.tqdm.monitor_interval = 0
     # The cores of the process that asks. OpenMP binds this process to one of them.
     linux = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(os.getppid()) if linux else set()

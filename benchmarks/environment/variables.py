@@ -36,3 +36,17 @@ def allocator(environment: Mapping[str, str] = os.environ) -> str:
     if settings == PINNED_ALLOCATOR and sys.platform == "linux":
         return "pinned"
     return "custom" if settings or "LD_PRELOAD" in environment else "default"
+
+
+def restart(wanted: str, command: list[str]) -> None:
+    """Replace this process by ``command`` with the ``wanted`` allocator.
+
+    Return if this process has it, or if it is not available here.
+    """
+    if wanted == allocator():
+        return
+    kept = {name: value for name, value in os.environ.items() if name not in PINNED_ALLOCATOR}
+    environment = kept | (PINNED_ALLOCATOR if wanted == "pinned" else {})
+    if allocator(environment) == wanted:
+        os.execve(sys.executable, command, environment)
+    print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)

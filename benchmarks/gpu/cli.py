@@ -110,7 +110,6 @@ def environment(scratch: Path) -> dict[str, str]:
         # The next stage, and each of the gate's workers, uses what a stage has compiled.
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "TRITON_CACHE_DIR": str(scratch / "triton"),
-        "TQDM_MININTERVAL": "5",
     }
 
 

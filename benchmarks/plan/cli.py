@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 import impls
 from benchmarks import options
+from benchmarks.environment.progress import track
 from benchmarks.measure import memory, torch_compat
 from benchmarks.measure.availability import (
     Unmeasurable,
@@ -146,21 +146,20 @@ def plan(
             loss.name: functools.partial(Step, loss) for loss in group
         }
         makers[REFERENCES[level].name] = REFERENCES[level]
-        with tqdm(makers.items(), desc=f"{size.name} {dtype}", leave=False, disable=None) as bar:
-            for name, make in bar:
-                bar.set_postfix_str(name)
-                row = cell | {"impl": name}
-                try:
-                    prediction = predict(make, argument_shapes, dtype, arguments.device)
-                except NotSimulated as reason:
-                    yield row | {"not_simulated": str(reason)}
-                    continue
-                fits = cell["arguments"] + prediction.peak_memory <= gpu.memory
-                row |= asdict(prediction) | {"fits": fits} | gpu.least_times(prediction, dtype)
-                if arguments.check and isinstance(make, functools.partial):
-                    given = tensors(size, level, dtype, arguments.device)
-                    row |= measured(make(given), arguments.device)
-                yield row
+        title = f"{size.name} {dtype}"
+        for name, make in track(makers.items(), title, name=lambda item: item[0]):
+            row = cell | {"impl": name}
+            try:
+                prediction = predict(make, argument_shapes, dtype, arguments.device)
+            except NotSimulated as reason:
+                yield row | {"not_simulated": str(reason)}
+                continue
+            fits = cell["arguments"] + prediction.peak_memory <= gpu.memory
+            row |= asdict(prediction) | {"fits": fits} | gpu.least_times(prediction, dtype)
+            if arguments.check and isinstance(make, functools.partial):
+                given = tensors(size, level, dtype, arguments.device)
+                row |= measured(make(given), arguments.device)
+            yield row
 
 
 def shapes(size: Workload, level: str, ranks: int) -> Shapes:

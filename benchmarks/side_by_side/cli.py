@@ -12,7 +12,7 @@ import torch
 import impls
 from benchmarks import options
 from benchmarks.environment.description import describe
-from benchmarks.environment.variables import PINNED_ALLOCATOR, allocator
+from benchmarks.environment.variables import restart
 from benchmarks.measure import memory
 from benchmarks.measure.availability import (
     Unmeasurable,
@@ -45,8 +45,7 @@ def main(argv: list[str]) -> int:
 
 def run(argv: list[str]) -> int:
     arguments = parse(argv)
-    if arguments.allocator != allocator():
-        restart(arguments.allocator, argv)
+    restart(arguments.allocator, [sys.executable, "-m", "benchmarks", *argv])
     if not torchrun.is_first():
         arguments.out = Path(os.devnull)
     torch.set_float32_matmul_precision("highest")  # NVIDIA's containers may allow TF32
@@ -183,15 +182,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.text is not None and not arguments.text.is_file():
         parser.error(f"no file {arguments.text}")
     return arguments
-
-
-def restart(wanted: str, argv: list[str]) -> None:
-    """Start this command again with the ``wanted`` allocator. Return if it is not available."""
-    kept = {name: value for name, value in os.environ.items() if name not in PINNED_ALLOCATOR}
-    environment = kept | (PINNED_ALLOCATOR if wanted == "pinned" else {})
-    if allocator(environment) == wanted:
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks", *argv], environment)
-    print(f"the allocator here is {allocator()}, not {wanted}: recorded so", file=sys.stderr)
 
 
 def select_with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:

@@ -4,8 +4,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tqdm import tqdm
-
 from benchmarks.measure import memory, timers
 from benchmarks.ranks import torchrun
 
@@ -36,7 +34,7 @@ class Failures:
                 raise
             self.names.add(name)
             what = f"{type(error).__name__}: {first_line(error)}"
-            tqdm.write(f"{name} failed, it is left out from here on: {what}", file=sys.stderr)
+            print(f"{name} failed, it is left out from here on: {what}", file=sys.stderr)
         # Not in the except block, where the error's traceback holds what the call allocated.
         try:
             timers.synchronize(self.device)

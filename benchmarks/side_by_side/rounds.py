@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 from torch import Tensor
-from tqdm import tqdm
 
 import impls
 from benchmarks.environment import gpu_state
+from benchmarks.environment.progress import track
 from benchmarks.measure import collectives, memory, timers
 from benchmarks.measure.references import REFERENCES, Reference, ShardedReference
 from benchmarks.measure.step import PASSES, ShardedStep, Step, describe_excess, step_of
@@ -101,7 +101,7 @@ def checked_rounds(
     if not again:
         return
     names = ", ".join(again)
-    tqdm.write(f"measured again, as the machine was not steady: {names}", file=sys.stderr)
+    print(f"measured again, as the machine was not steady: {names}", file=sys.stderr)
     second: Samples = defaultdict(list)
     for sample in take_rounds(sampler, again, failures, extras=False):
         second[sample.impl, sample.metric].append(sample)
@@ -146,13 +146,11 @@ def rows_of_each(
     rows_of: Callable[[impls.Loss], Iterator[Row]],
 ) -> Iterator[Row]:
     """The rows of each loss. If a loss raises, its rows so far count."""
-    with tqdm(losses, desc=title, leave=False) as bar:
-        for loss in bar:
-            bar.set_postfix_str(loss.name)
-            memory.free_cache(failures.device)
-            rows: list[Row] = []
-            failures.attempt(loss.name, rows.extend, rows_of(loss))
-            yield from rows
+    for loss in track(losses, title, name=lambda loss: loss.name):
+        memory.free_cache(failures.device)
+        rows: list[Row] = []
+        failures.attempt(loss.name, rows.extend, rows_of(loss))
+        yield from rows
 
 
 def errors_and_memory(
@@ -172,7 +170,7 @@ def errors_and_memory(
         yield exact_row(loss.name, "error", "relative", errors[0])
         yield from memory_rows(step, failures.device)
         if excess := describe_excess(zip(errors, budgets, strict=True)):
-            tqdm.write(f"{loss.name} is not timed: {excess}")
+            print(f"{loss.name} is not timed: {excess}", file=sys.stderr)
         else:
             correct.append(loss)
 
@@ -212,6 +210,6 @@ def take_rounds(
     least, most = ROUNDS
     fitting = int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start))
     order = random.Random(0)
-    for _ in tqdm(range(max(least, min(most, fitting))), desc="rounds", leave=False):
+    for _ in track(range(max(least, min(most, fitting))), "rounds"):
         for cell in order.sample(cells, len(cells)):
             yield from failures.attempt(cell[0], sampler.take, *cell) or []

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor
-from tqdm import tqdm
 
+from benchmarks.environment.progress import track
 from benchmarks.workloads.model import CONTEXT, Model, linear_cross_entropy, train
 
 SENTENCE = "Hi, how are you? I am learning cross entropy loss and how it is related to entropy."
@@ -196,7 +196,7 @@ def trained(chosen: Workload) -> tuple[Tensor, Tensor, Tensor]:
         model = Model(chosen.vocab, chosen.hidden)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), fused=True)
         steps = train(model, optimizer, ids, 8, linear_cross_entropy)
-        for _ in tqdm(itertools.islice(steps, TRAINING_STEPS), "training", TRAINING_STEPS, False):
+        for _ in track(itertools.islice(steps, TRAINING_STEPS), "training", TRAINING_STEPS):
             pass
     with torch.no_grad():
         hidden = torch.cat([model(part[None]) for part in ids[: chosen.tokens].split(CONTEXT)])

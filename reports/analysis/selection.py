@@ -2,6 +2,8 @@
 
 import csv
 import functools
+import platform
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +46,30 @@ def shape(workload: str) -> Shape | None:
         return None
     tokens, hidden, vocab = shapes()[name]
     return int(count or tokens), hidden, vocab
+
+
+@functools.cache
+def hardware_here() -> list[str]:
+    """The CPU of this machine and its NVIDIA GPUs. Older files name no hardware."""
+    from asv.util import get_cpu_info  # not on every machine that measures
+
+    described = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    gpus = re.findall(r"Model:\s*(.*)", "\n".join(file.read_text() for file in described))
+    return ["", get_cpu_info(), *gpus]
+
+
+def measured_here(rows: pd.DataFrame) -> pd.Series:
+    """Which rows were measured on this machine. Hosts can share a name, but not the hardware."""
+    return (rows["machine"] == platform.node()) & rows["hardware"].isin(hardware_here())
+
+
+def with_leads(rows: pd.DataFrame, page: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with a column ``leads``: whether the page leads with the row.
+
+    It leads with what this machine measured. If this machine measured no row of the ``page``, all
+    rows lead.
+    """
+    return rows.assign(leads=measured_here(rows) | (not measured_here(page).any()))
 
 
 def newest(rows: pd.DataFrame) -> pd.DataFrame:

@@ -33,7 +33,7 @@ Context = dict[str, Any]
 def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) -> Context:
     """Charts of all numbers with several commits, their changes, and the samples of the changes."""
     candidates = groups(_recent(rows, left_out))
-    candidates.sort(key=lambda group: -group["commit"].nunique())
+    candidates.sort(key=lambda group: (not _leads(group), -group["commit"].nunique()))
     ends = np.cumsum([group["impl"].nunique() for group in candidates])
     searched = [group for group, end in zip(candidates, ends, strict=True) if end <= SERIES]
     if len(searched) < len(candidates):
@@ -42,7 +42,7 @@ def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) ->
             "the most commits; `python -m reports regressions` looks in all of them."
         )
     found = list(zip(searched, changes(searched, MARGIN), strict=True))
-    found.sort(key=lambda one: -max(map(_weight, one[1]), default=-1.0))
+    found.sort(key=lambda one: (not _leads(one[0]), -max(map(_weight, one[1]), default=-1.0)))
     if len(candidates) > HISTORIES:
         left_out.append(
             f"{HISTORIES} of {len(candidates)} histories are drawn, of the largest changes; "
@@ -55,9 +55,9 @@ def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) ->
         title = " · ".join(filter(None, map(str, parts)))
         lines = series(group)
         chart = Markup(plots.history(lines, marked, of["unit"], next(idents), title))
-        charts.append({"title": title, "place": _words(of), "chart": chart})
+        charts.append({"title": title, "place": _words(of), "chart": chart, "leads": of["leads"]})
     pairs = [(one, group) for group, marked in found for one in marked]
-    pairs.sort(key=lambda pair: -_weight(pair[0]))
+    pairs.sort(key=lambda pair: (not _leads(pair[1]), -_weight(pair[0])))
     if len(pairs) > CHANGES:
         left_out.append(
             f"{CHANGES} of {len(pairs)} changes are listed, the largest; "
@@ -84,6 +84,7 @@ def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) ->
             "unit": unit,
             "state": state,
             "open": state == "open",
+            "leads": at["leads"],
         }
         if n < FLAGGED:
             of |= _raw(one, group, scale, unit, idents)
@@ -113,6 +114,10 @@ def _recent(rows: pd.DataFrame, left_out: list[str]) -> pd.DataFrame:
             "charts; `python -m reports regressions` looks at all of them."
         )
     return rows[~old]
+
+
+def _leads(group: pd.DataFrame) -> bool:
+    return bool(group["leads"].iloc[0])
 
 
 def _weight(change: Change) -> float:
@@ -150,15 +155,17 @@ def _raw(
 
 def comparisons(pairs: pd.DataFrame, idents: Iterator[str], notes: list[str]) -> list[Context]:
     """Verdicts on base and head. A time that is not equivalent has its samples too."""
-    found = []
+    found: list[Context] = []
     keys = ["file", *verdicts.COMPARABLE, "base", "head", "workload"]
     for _, part in pairs.groupby(keys, dropna=False, sort=False):
         of = part.iloc[0]
         place = ", ".join(of[name] for name in verdicts.COMPARABLE if of[name])
         judged: list[Context] = []
         comparison = {
+            "id": f"comparison-{len(found) + 1}",
             "title": f"{of['base']} → {of['head']}, {of['workload']}",
             "place": f"{place}; {of['file']}",
+            "leads": of["leads"],
             "margin": f"{100 * float(of['margin']):g} %",
             "rows": judged,
         }

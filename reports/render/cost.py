@@ -32,7 +32,10 @@ Context = dict[str, Any]
 
 
 def charted(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    """The cells that have sections on the page, in this order: the largest workload first."""
+    """The cells that have sections on the page: those that lead, then the others.
+
+    Of both, the largest workload comes first.
+    """
     known = rows["impl"].map(level_of).ne("") & rows["metric"].isin(METRICS)
     return sorted(cells(newest(rows[known])), key=_order) if known.any() else []
 
@@ -43,7 +46,7 @@ def _order(cell: pd.DataFrame) -> tuple[object, ...]:
     date = commit_dates(cell).iloc[0]
     newest = -date.timestamp() if pd.notna(date) else -np.inf
     exact_first = (of["dtype"] != "float32", of["dtype"])
-    return (-size, of["workload"], exact_first, _place(of), of["level"], newest)
+    return (not of["leads"], -size, of["workload"], exact_first, _place(of), of["level"], newest)
 
 
 def _place(of: pd.Series) -> tuple[str, ...]:
@@ -57,8 +60,8 @@ def sections(
     chosen = charted(rows)
     if len(chosen) > SECTIONS:
         left_out.append(
-            f"{len(chosen) - SECTIONS} of {len(chosen)} tables are not on this page, those of the "
-            "smallest workloads; wide.csv has them."
+            f"{len(chosen) - SECTIONS} of {len(chosen)} tables are not on this page, which begins "
+            "with this machine and the largest workloads; wide.csv has them."
         )
     if len(chosen) > CHARTED:
         left_out.append(f"Only the first {CHARTED} tables have charts.")
@@ -71,6 +74,7 @@ def sections(
             "id": f"cell-{n + 1}",
             "title": name,
             "run": run(cell),
+            "leads": of["leads"],
             "is_sharded": of["level"] == "sharded",
             "rows": [_row(str(impl), one, table, cell) for impl, one in table.iterrows()],
             "untimed": list(table.index[table[["forward", TOTAL]].isna().all(axis=1)]),
@@ -88,6 +92,7 @@ def sections(
             "title": name.partition(" · ")[2],
             "size": size and "{:,} tokens × {:,} hidden × {:,} vocabulary".format(*size),
             "run": section["run"],
+            "leads": of["leads"],
             "levels": [],
         }
         level = {"level": of["level"], "section": section["id"], **sentences}

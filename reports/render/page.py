@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from reports.analysis.selection import level_of, measured, title
+from reports.analysis.selection import level_of, measured, title, with_leads
 from reports.analysis.series import SERIES_ENVIRONMENT
 from reports.render import change, cost, svg, tables
 
@@ -22,7 +22,7 @@ def render(
     """The page, as HTML, of tidy rows, the matrix of edge cases and the raw pairs of ``compare``.
 
     ``notes`` are the lines about files and cells that were passed over. Each environment has its
-    own sections, charts and verdicts.
+    own sections, charts and verdicts. Those of this machine come first, the others are folded.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -41,10 +41,13 @@ def render(
     idents = (f"chart-{n}" for n in itertools.count(1))
     left_out: list[str] = []
     notes = list(notes)
+    rows = with_leads(rows, rows)
     context = {
         **cost.sections(rows, _overwriting(edge_cases), idents, left_out),
         **change.histories(rows, idents, left_out),
-        "comparisons": [] if pairs is None else change.comparisons(pairs, idents, notes),
+        "comparisons": []
+        if pairs is None
+        else change.comparisons(with_leads(pairs, rows), idents, notes),
         "edge_cases": None if edge_cases is None else _matrix(edge_cases),
         "environments": _environments(rows),
         "notes": notes,
@@ -59,7 +62,7 @@ def render(
 def picture(rows: pd.DataFrame) -> str:
     """The chart of time and memory of the first cell, as an SVG file; empty if there is no cell."""
     idents = iter(["picture"])
-    for cell in cost.charted(rows):
+    for cell in cost.charted(with_leads(rows, rows)):
         for chart in cost.charts(measured(cell), title(cell), idents):
             return svg.standalone(str(chart))
     return ""
@@ -103,7 +106,8 @@ def _matrix(edge_cases: pd.DataFrame) -> dict[str, Any]:
 def _environments(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The environments that numbers came from, and how many numbers each has."""
     found = []
-    for _, group in rows.groupby(SERIES_ENVIRONMENT, dropna=False, sort=False):
+    leading_first = rows.sort_values("leads", ascending=False, kind="stable")
+    for _, group in leading_first.groupby(SERIES_ENVIRONMENT, dropna=False, sort=False):
         dates = sorted(date[:10] for date in group["commit_date"].unique() if date)
         of = group.iloc[0]
         found.append(

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 
@@ -19,6 +17,7 @@ from benchmarks.measure.step import PASSES, Step, describe_excess
 from benchmarks.side_by_side.rounds import ROUNDS
 from benchmarks.workloads import workload
 from reports.readers.schema import COLUMNS
+from tests.benchmarks.terminal import run_on_terminal
 from tests.wrong import logits
 from tests.wrong.test_wrong import in_place
 
@@ -174,19 +173,12 @@ def test_no_cuda_is_said(tmp_path) -> None:
 def test_ctrl_c_keeps_what_was_measured(tmp_path) -> None:
     out = tmp_path / "rows.csv"
     command = [sys.executable, "-m", "benchmarks", "--workload", "gpt2_text@512", "--out", str(out)]
-    process = subprocess.Popen(
-        [*command, "--impl", "logits.eager"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    run, shown = run_on_terminal(
+        [*command, "--impl", "logits.eager"], interrupt_at=r"rounds \S+ +[1-9]\d*/"
     )
-    shown = ""
-    while not re.search(r"rounds:.*\| [1-9]\d*/", shown):  # one or more are done
-        character = process.stderr.read(1)
-        assert character, f"it ended before it was interrupted: {shown}"
-        shown += character
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in errors
-    assert "Traceback" not in errors
+    assert run.returncode == 130, shown
+    assert "interrupted" in shown
+    assert "Traceback" not in shown
     rows = pd.read_csv(out)
     assert {"error", "peak_memory", "forward_backward"} <= set(rows["metric"])
     assert (rows.loc[rows["metric"] == "forward_backward", "n"] < ROUNDS[1]).all()

@@ -63,7 +63,7 @@ class Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         if torch.is_grad_enabled():
-            raise RuntimeError("not differentiable twice")
+            raise RuntimeError("no second derivative")
         bug = ctx.bug
         input, weight, bias, p, y, counts = ctx.saved_tensors
         if bug == "one_logits_buffer" and _buffer[0].shape == p.shape:

@@ -60,6 +60,7 @@ BUGS = {
     "no_grad": ("frozen", "under no_grad the value is 0"),
     "sets_grad": ("accumulates", "backward overwrites .grad"),
     "second_derivative": ("double_backward", "the saved softmax is taken for a constant"),
+    "create_graph": ("double_backward", "create_graph ends in an error about a view"),
     "detached": ("not_a_leaf", "the gradient stops at the input"),
     "autocast_value": ("autocast", "under autocast the value has the logits' dtype, not float32"),
     "sum_by_default": ("positional", "the default reduction is the sum"),
@@ -163,7 +164,8 @@ class Rows(torch.autograd.Function):
     def backward(ctx, upstream):
         bug = ctx.bug
         if torch.is_grad_enabled() and bug != "second_derivative":
-            raise RuntimeError("not differentiable twice")
+            view = "view size is not compatible with input tensor's size and stride"
+            raise RuntimeError(view if bug == "create_graph" else "no second derivative")
         input = ctx.saved_tensors[0]
         if bug == "scaled_in_place":
             if ctx.grad is None:

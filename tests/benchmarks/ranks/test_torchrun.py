@@ -1,7 +1,6 @@
 """Sharded losses under torchrun: measured in lock step, what they send counted, said once."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,14 +24,19 @@ from benchmarks.ranks.pool import Ranks
 from benchmarks.side_by_side.rounds import ROUNDS
 from benchmarks.workloads import WORKLOADS
 from reports.readers.schema import COLUMNS
+from tests.benchmarks.terminal import run_on_terminal
 
 NOTEBOOK = WORKLOADS["notebook"]
 
 
+def command(ranks: int, *arguments: str) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    return [sys.executable, *launcher, "-m", "benchmarks", *arguments]
+
+
 def launch(ranks: int, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     return subprocess.Popen(
-        [*command, "-m", "benchmarks", *arguments],
+        command(ranks, *arguments),
         cwd=ROOT,
         env=os.environ | PINNED_ALLOCATOR,  # as it is wanted: no rank starts anew
         stdout=subprocess.PIPE,
@@ -68,15 +72,13 @@ def test_ctrl_c_keeps_what_was_measured(measured, tmp_path) -> None:
     """On four ranks, each of which needs half as much memory as each of two."""
     out = tmp_path / "rows.csv"
     cell = ("--workload", "notebook", "--impl", "sharded.eager")
-    run = launch(4, *cell, "--out", str(out))
-    shown = ""
-    while not re.search(r"rounds:.*\| [1-9]\d*/", shown):  # one or more are done
-        character = run.stderr.read(1)
-        assert character, f"it ended before it was interrupted: {shown}"
-        shown += character
-    os.kill(run.pid, signal.SIGINT)
-    _, errors = run.communicate(timeout=60)
-    assert errors.count("interrupted") == 1
+    run, shown = run_on_terminal(
+        command(4, *cell, "--out", str(out)),
+        interrupt_at=r"rounds \S+ +[1-9]\d*/",
+        env=os.environ | PINNED_ALLOCATOR,
+        start_new_session=True,
+    )
+    assert shown.count("interrupted") == 1
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)
     rows = pd.read_csv(out)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ROOT
+from reports.analysis.selection import cells
 from reports.commands import reproduce
 from reports.readers.files import read
 from reports.readers.schema import COLUMNS
@@ -131,13 +132,28 @@ def test_asv_of_two_ranks(asv_results) -> None:
     assert '--bench "sharded.CPUx2.*' in reproduce(rows.iloc[0])
 
 
-def test_pytest_benchmark(tmp_path) -> None:
+def test_pytest_benchmark_compares_a_loss_with_the_builtin_of_its_own_rounds(tmp_path) -> None:
+    """The machine was ten times slower while eager was measured."""
     about = {name: value for name, value in tidy(metric="backward").items() if name in COLUMNS[:12]}
-    content = {"benchmarks": [{"extra_info": about, "stats": {"data": SAMPLES}}]}
-    (tmp_path / "0001.json").write_text(json.dumps(content))
+    times = {"logits.eager": [0.1] * 9, "logits.fused": [0.02] * 9, "logits.builtin": [0.01] * 9}
+    builtin = {"logits.eager": [200.0] * 9, "logits.fused": [10.0] * 9, "logits.builtin": [9.0] * 9}
+    found = [
+        {"extra_info": about | {"impl": impl, "builtin_ms": builtin[impl]}, "stats": {"data": data}}
+        for impl, data in times.items()
+    ]
+    (tmp_path / "0001.json").write_text(json.dumps({"benchmarks": found}))
     rows, notes = read([tmp_path])
     assert not notes
-    assert rows.iloc[0][["metric", "value", "unit", "n"]].tolist() == ["backward", 13.0, "ms", 7]
+    tables = [cell.set_index("impl")["value"].to_dict() for cell in cells(rows)]
+    assert tables == [
+        {"logits.builtin": 200, "logits.eager": 100},
+        {"logits.builtin": 10, "logits.fused": 20},
+        {"logits.builtin": 10},
+    ]
+    assert rows.iloc[0][["metric", "unit", "n"]].tolist() == ["backward", "ms", 9]
+    assert set(map(reproduce, (row for _, row in rows.iloc[:2].iterrows()))) == {
+        "pytest --benchmark-only --impl logits.eager"
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The page: its verdicts, charts, changes and comparisons."""
 
+import platform
 import re
 import time
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from asv.util import get_cpu_info
 
 from benchmarks import ROOT
 from reports.__main__ import main
@@ -85,6 +87,60 @@ def test_what_cannot_be_compared_is_in_charts_and_verdicts_of_its_own() -> None:
         text = words(page.render(as_read([*here, *there]), [], None, None))
         assert "take logits.eager: the fastest of 2" in text
         assert "take logits.fused: the only one that was timed" in text
+
+
+HERE = {"machine": platform.node(), "hardware": get_cpu_info()}
+OTHER = HERE | {"hardware": "Z80"}  # another host of the same name
+
+
+def folded(html: str) -> str:
+    """What is inside the details of other machines."""
+    inside, depth = "", 0
+    for part in re.split(r"(</?details[^>]*>)", html):
+        if depth or part == '<details class="others">':
+            depth += part.startswith("<details") - part.startswith("</details")
+            inside += part
+    return inside
+
+
+def test_the_page_leads_with_this_machine_and_folds_the_others() -> None:
+    rows = [
+        *loss("logits.away", 1.0, 9, **OTHER, workload="llama3_405b"),  # faster, and larger
+        *loss("logits.home", 2.0, 9, **HERE),
+    ]
+    history = [tidy(**OTHER, commit=f"c{n}", impl="logits.away") for n in range(2)]
+    history += [tidy(**HERE, commit=f"c{n}", impl="logits.home") for n in range(2)]
+    html = page.render(
+        as_read([*rows, *history]), [], None, pairs().assign(**OTHER, threads="2", file="x.csv")
+    )
+    text, inside = words(html), words(folded(html))
+    assert re.findall("[A-Z][a-z]+ of other machines: [0-9]", text) == [
+        "Verdicts of other machines: 1",
+        "Tables of other machines: 3",
+        "Comparisons of other machines: 1",
+        "Histories of other machines: 1",
+    ]
+    assert "take logits.away" in inside
+    assert "logits.eager, forward backward" in inside
+    assert "logits.home" not in inside
+    assert text.count("take logits.home") == 1
+    assert text.count("logits.away") - inside.count("logits.away") == 1  # of the environments
+    assert re.search(r'id="cell-1">logits · gpt2_text · ', html)
+    assert html.index("<td>Z80") > html.index(f"<td>{HERE['hardware']}")
+    assert "What other machines measured is folded" in text
+
+
+def test_if_this_machine_measured_nothing_nothing_is_folded() -> None:
+    rows = loss("logits.away", 1.0, 9, **OTHER)
+    html = page.render(as_read(rows), [], None, pairs().assign(**HERE, threads="2", file="x.csv"))
+    assert not folded(html)
+    assert "other machines" not in words(html)
+
+
+def test_the_picture_is_of_this_machine() -> None:
+    rows = as_read([*loss("logits.away", 1.0, 9), *loss("logits.home", 2.0, 9, **HERE)])
+    assert "home" in words(page.picture(rows))
+    assert "away" not in words(page.picture(rows))
 
 
 def test_a_sharded_loss_has_what_it_sends() -> None:
