@@ -14,8 +14,10 @@ bench: .venv/ready
 	git diff --quiet HEAD -- impls || { echo "impls/ differs from HEAD: commit it, or measure it with 'python -m benchmarks'"; exit 1; }
 	asv machine --yes
 	# asv's 2: a benchmark failed, as one of a loss that is wrong here does. The others have times.
-	$(PINNED) asv run --python=same --set-commit-hash $$(git rev-parse HEAD) --record-samples \
-		--launch-method forkserver --show-stderr --bench '^(?!sharded)' | grep --line-buffered '^\[\|^skipped' || test $$? -eq 2
+	stderr=$$(mktemp); tail -f $$stderr >&2 & trap "kill $$!; rm $$stderr" EXIT; \
+	$(PINNED) BENCHMARK_STDERR=$$stderr asv run --python=same --record-samples \
+		--set-commit-hash $$(git rev-parse HEAD) --launch-method forkserver --show-stderr \
+		--bench '^(?!sharded)' | grep --line-buffered '^\[' || test $$? -eq 2
 	python -m reports
 
 # Every commit that changed impls. It may run for hours, and goes on where it stopped.

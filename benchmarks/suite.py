@@ -8,6 +8,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -102,6 +103,20 @@ CHOSEN = set(filter(None, os.environ.get("BENCHMARK_LOSSES", "").split(",")))
 TIMED = ("forward", "forward_backward")
 TIMED_BY_ASV = ("regular", "large")  # profiles in which asv times each cell itself too
 
+
+@contextmanager
+def stderr_at_once() -> Iterator[None]:
+    """Write stderr to the file that BENCHMARK_STDERR in the environment names, if it names a file.
+
+    asv keeps what ``setup_cache`` prints to itself. `make bench` shows the file as it grows.
+    """
+    if file := os.environ.get("BENCHMARK_STDERR"):
+        with open(file, "a", buffering=1, encoding="utf-8") as stderr, redirect_stderr(stderr):
+            yield
+    else:
+        yield
+
+
 # What one level gives: for each (implementation, workload, dtype) its metrics. The value of a time
 # is the list of its samples.
 Numbers = dict[tuple[str, str, str], dict[str, Any]]
@@ -140,6 +155,7 @@ class Suite(ABC):
         if PROFILE not in TIMED_BY_ASV or level == "sharded":
             cls.time_forward = cls.time_forward_backward = None  # type: ignore[assignment]
 
+    @stderr_at_once()
     def measure(self, params: list[list[str]] | None = None) -> Numbers:
         """All that the benchmarks report. An implementation that cannot run here has no numbers."""
         numbers: Numbers = {}

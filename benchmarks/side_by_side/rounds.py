@@ -202,10 +202,10 @@ def take_rounds(
     cells = [(name, pass_) for name in sampler.steps for pass_ in passes]
     if extras and "forward_backward" in passes:
         cells += [(name, extra) for name in sampler.steps for extra in sampler.extras(name)]
-    for cell in cells:
+    for cell in track(cells, "preparation", name=" ".join):
         failures.attempt(cell[0], sampler.prepare, *cell)
     start = time.monotonic()
-    for cell in cells:
+    for cell in track(cells, "warm-up", name=" ".join):
         failures.attempt(cell[0], sampler.take, *cell)
     least, most = ROUNDS
     fitting = int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start))

@@ -11,6 +11,7 @@ import pytest
 from asv_runner.benchmarks.mark import SkipNotImplemented
 
 from benchmarks import ROOT, logits
+from benchmarks.environment import progress
 from benchmarks.side_by_side import rounds
 from benchmarks.suite import PROFILES, is_importable, packages
 
@@ -40,6 +41,22 @@ def numbers():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "SECONDS", {"cpu": 0.0})
         return Suite().setup_cache()
+
+
+def test_progress_and_what_is_skipped_are_seen_while_asv_waits(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    """As ``make bench`` shows them."""
+    file = tmp_path / "stderr"
+    monkeypatch.setenv("BENCHMARK_STDERR", str(file))
+    monkeypatch.setattr(progress, "LINES", 0.0)
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
+    names = ["logits.builtin", "logits.of_tomorrow"]
+    logits.CPU().measure([names, ["tinystories_1m@8"], ["float32"]])
+    shown = file.read_text()
+    assert re.search(r"^rounds: 8 of 9 done, \d+ s left$", shown, re.MULTILINE)
+    assert re.search(r"^skipped: .*logits.of_tomorrow", shown, re.MULTILINE)
+    assert capsys.readouterr().err == ""
 
 
 def cell(impl: str) -> tuple[str, str, str]:
