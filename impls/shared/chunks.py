@@ -53,20 +53,32 @@ def kept_exponentials(x, softcap):
 def losses_and_gradient(x, q, upstream, softcap, z_loss):
     """The losses (C,) of logits x (C, V) and, given ``upstream`` (C,), the gradient, over x.
 
-    Without ``upstream`` the gradient is None. On CUDA the Triton kernel computes both. It has no
-    float64.
+    Without ``upstream`` the gradient is None. A kernel computes both: on CUDA the Triton kernel,
+    which has no float64, and on the CPU the C++ kernel.
     """
-    if (x.is_cuda or INTERPRETED) and x.dtype != torch.float64:
-        from impls.kernels import cross_entropy_triton as kernel
-
-        if upstream is None:
-            return kernel.losses_and_gradient(x, *q, None, softcap, z_loss)[0], None
+    kernel = kernel_for(x)
+    if kernel is not None and upstream is None:
+        return kernel.losses_and_gradient(x, *q, None, softcap, z_loss)[0], None
+    if kernel is not None:
         return kernel.losses_and_gradient_(x, *q, upstream, softcap, z_loss), x
     exps = kept_exponentials(x, softcap)
     losses, row = rows.losses(x, q, softcap, z_loss, exps)
     if upstream is None:
         return losses, None
     return losses, rows.gradient(x, q, row, upstream, softcap, z_loss, exps)
+
+
+def kernel_for(x):
+    """The module of the kernel for logits x; None for float64 on CUDA."""
+    if (x.is_cuda or INTERPRETED) and x.dtype != torch.float64:
+        from impls.kernels import cross_entropy_triton
+
+        return cross_entropy_triton
+    if x.is_cuda:
+        return None
+    from impls.kernels import cross_entropy
+
+    return cross_entropy
 
 
 def new_gradients(tensors, needed, is_summed=False, accum_dtype=None):
