@@ -158,3 +158,19 @@ def losses_and_gradient_(
 @losses_and_gradient_.register_fake
 def _(logits, y, target_weight, smoothing, upstream, softcap, z_loss):
     return target_weight.new_empty(len(logits))
+
+
+@torch.library.custom_op(
+    "cross_entropy_bench::scale_cpp_", mutates_args=("grad",), device_types="cpu"
+)
+def scale_(grad: Tensor, factor: Tensor) -> None:
+    """Multiply ``grad`` by the number ``factor``. A factor of 1 reads and writes nothing.
+
+    The memory of ``grad`` must have no gaps.
+    """
+    library().scale_(grad, factor)
+
+
+@scale_.register_fake
+def _(grad, factor):
+    return None

@@ -1,4 +1,4 @@
-"""A C++ kernel: forward makes the gradient and takes little longer than a copy.
+"""A C++ kernel: forward makes the gradient in the time of a copy of the logits.
 
 Forward reads the logits and writes their gradient, for an upstream gradient of 1. Backward
 multiplies it by the upstream gradient, unless that is 1, and gives it away: a second backward
@@ -100,7 +100,9 @@ def native_cross_entropy(
     check_call(input, target, weight, reduction, label_smoothing)
     vocab, dtype = input.shape[1], input.dtype
     q = target_distribution(target, weight, vocab, dtype, ignore_index, label_smoothing)
-    x = input if input.stride(1) == 1 else input.contiguous()
+    # A gradient that overwrites the logits is scaled in backward: its memory must have no gaps.
+    fits = input.is_contiguous() if in_place else input.stride(1) == 1
+    x = input if fits else input.contiguous()
     if reduction == "none" or not needs_gradient(input):
         losses = RowLosses.apply(x, *q, softcap, z_loss)
         losses = reduce(losses, target, weight, ignore_index, reduction)

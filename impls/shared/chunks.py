@@ -10,7 +10,7 @@ import torch
 
 from impls.loss import INTERPRETED
 from impls.shared import rows
-from impls.shared.reduction import accumulation_dtype, has_cpu_values
+from impls.shared.reduction import accumulation_dtype
 
 WEIGHT_ROWS = 4096  # of dW at a time, where a product has another dtype than dW
 
@@ -115,10 +115,12 @@ def accumulate(g, h, linear_weight, grad_input, grad_weight, is_first):
 
 
 def scale(grad, factor):
-    """Multiply ``grad`` by the number ``factor``, in place. A factor of 1 writes nothing."""
+    """Multiply ``grad``, whose memory has no gaps, by the number ``factor``, in place.
+
+    A factor of 1 writes nothing.
+    """
     if grad.is_cuda or INTERPRETED:
         from impls.kernels import cross_entropy_triton as kernel
-
-        kernel.scale_(grad, factor)
-    elif not (has_cpu_values(factor) and factor == 1):
-        grad.mul_(factor)
+    else:
+        from impls.kernels import cross_entropy as kernel
+    kernel.scale_(grad, factor)
