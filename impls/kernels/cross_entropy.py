@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import shutil
+import subprocess
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -83,9 +84,10 @@ def build(file: Path) -> None:
                 build_directory=folder,
                 is_python_module=False,
             )
-        except RuntimeError as error:
-            lines = [line for line in str(error).splitlines() if "error" in line]
-            raise Unavailable(f"the C++ does not compile here: {lines[-1]}") from error
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            lines = str(error).splitlines()
+            reason = next((line for line in lines if "error:" in line), lines[0])
+            raise Unavailable(f"needs a C++ compiler that compiles its kernel: {reason}") from error
         finally:
             os.environ["PATH"] = path
         os.replace(Path(folder) / file.name, file)
