@@ -70,6 +70,8 @@ def load(name: str) -> Loss:
         raise UnknownImplementation(f"no implementation {name!r}{hint}")
     try:
         module = _execute(Path(name)) if is_path else importlib.import_module(f"impls.{name}")
+    except Unavailable:
+        raise  # the file itself says why
     except Exception as error:
         if reason := _unavailable_reason(error, Path(name)):
             raise Unavailable(reason) from error

@@ -23,7 +23,7 @@ from impls.loss import INTERPRETED
 # compile the most graphs: 2 to 3 s each.
 COMPILED = {
     *("logits.compiled", "logits.fused", "logits.fused_in_place"),
-    *("linear.compiled", "linear.fused", "linear.cce"),
+    *("linear.compiled", "linear.cce"),
 }
 MANY_GRAPHS = {"random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"}
 

@@ -53,14 +53,15 @@ def sources(folder: Path, name: str) -> dict[Path, str]:
     """The files in ``folder`` that decide what the loss ``name`` does: paths and their code.
 
     They are its own file, the files of ``impls`` that it imports, and what they import in turn. To
-    import ``impls.shared.rows`` is to import ``impls`` and ``impls.shared`` too.
+    import ``impls.shared.rows`` is to import ``impls`` and ``impls.shared`` too. A module of a C++
+    kernel has the name of the kernel's source.
     """
     found: dict[Path, str] = {}
     modules = [f"impls.{name}"]
     while modules:
         for module in accumulate(modules.pop().split("."), "{}.{}".format):
             path = folder / module.replace(".", "/")
-            for file in (path.with_suffix(".py"), path / "__init__.py"):
+            for file in (path.with_suffix(".py"), path.with_suffix(".cpp"), path / "__init__.py"):
                 if file.is_file() and file.relative_to(folder) not in found:
                     tree = _parse(file.read_bytes())
                     found[file.relative_to(folder)] = ast.dump(tree)

@@ -19,7 +19,7 @@ from benchmarks.measure.references import Reference, ShardedReference
 from benchmarks.measure.step import Step
 from benchmarks.measure.torch_compat import storage_id
 
-KERNELS = "cross_entropy_bench"  # the namespace of our Triton kernels, which need elements
+KERNELS = "cross_entropy_bench"  # the namespace of our kernels, which need elements
 
 Access = tuple[int, int]  # a storage's id, and how many bytes of the storage
 Shapes = Mapping[str, tuple[int, ...]]
@@ -188,8 +188,8 @@ def accesses(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[list[Acces
     """What an operation reads and writes: each argument and each result counts once.
 
     A view moves nothing. Of an indexed tensor, as many elements count as there are indices, or
-    values to put there. A new or overwritten tensor is not read. Our kernel ``scale_`` moves
-    nothing: its factor is 1 in training.
+    values to put there. A new or overwritten tensor is not read. Our kernels ``scale_`` move
+    nothing: their factor is 1 in training.
     """
     if func.is_view or func.namespace == "prim":
         return [], []
@@ -198,7 +198,7 @@ def accesses(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[list[Acces
     written = tensors(result)
     most = {}
     if func.namespace == KERNELS:
-        read, written = ([], []) if name == "scale_" else (read, written + changed)
+        read, written = ([], []) if name.startswith("scale_") else (read, written + changed)
     elif any(other.dtype == torch.int64 for other in read[1:]):
         most = {storage_id(read[0]): max(other.numel() for other in read[1:])}
     if name.startswith("new_") or name.endswith("_like"):

@@ -21,6 +21,7 @@ at most filter_eps s Σ_i |h_i|. On CUDA the host waits for the number of column
 import torch
 import torch.nn.functional as F
 
+from impls.kernels import cross_entropy as kernel
 from impls.loss import autocast, check_call
 from impls.shared.chunks import (
     accumulate,
@@ -39,6 +40,9 @@ from impls.shared.reduction import (
     result_dtype,
     target_distribution,
 )
+
+if not torch.cuda.is_available():  # CUDA needs no C++
+    kernel.check_available()
 
 
 @compile_whole

@@ -10,7 +10,7 @@ import torch
 
 from impls.loss import INTERPRETED
 from impls.shared import rows
-from impls.shared.reduction import accumulation_dtype, has_cpu_values
+from impls.shared.reduction import accumulation_dtype
 
 MOST_CHUNKS = 16  # in half precision
 WEIGHT_ROWS = 4096  # of dW at a time, where a product has another dtype than dW
@@ -58,20 +58,32 @@ def kept_exponentials(x, softcap):
 def losses_and_gradient(x, q, upstream, softcap, z_loss):
     """The losses (C,) of logits x (C, V) and, given ``upstream`` (C,), the gradient, over x.
 
-    Without ``upstream`` the gradient is None. On CUDA the Triton kernel computes both. It has no
-    float64.
+    Without ``upstream`` the gradient is None. A kernel computes both: on CUDA the Triton kernel,
+    which has no float64, and on the CPU the C++ kernel.
     """
-    if (x.is_cuda or INTERPRETED) and x.dtype != torch.float64:
-        from impls.kernels import cross_entropy_triton as kernel
-
-        if upstream is None:
-            return kernel.losses_and_gradient(x, *q, None, softcap, z_loss)[0], None
+    kernel = kernel_for(x)
+    if kernel is not None and upstream is None:
+        return kernel.losses_and_gradient(x, *q, None, softcap, z_loss)[0], None
+    if kernel is not None:
         return kernel.losses_and_gradient_(x, *q, upstream, softcap, z_loss), x
     exps = kept_exponentials(x, softcap)
     losses, row = rows.losses(x, q, softcap, z_loss, exps)
     if upstream is None:
         return losses, None
     return losses, rows.gradient(x, q, row, upstream, softcap, z_loss, exps)
+
+
+def kernel_for(x):
+    """The module of the kernel for logits x; None for float64 on CUDA."""
+    if (x.is_cuda or INTERPRETED) and x.dtype != torch.float64:
+        from impls.kernels import cross_entropy_triton
+
+        return cross_entropy_triton
+    if x.is_cuda:
+        return None
+    from impls.kernels import cross_entropy
+
+    return cross_entropy
 
 
 def new_gradients(tensors, needed, is_summed=False, accum_dtype=None):
@@ -108,10 +120,12 @@ def accumulate(g, h, linear_weight, grad_input, grad_weight, is_first):
 
 
 def scale(grad, factor):
-    """Multiply ``grad`` by the number ``factor``, in place. A factor of 1 writes nothing."""
+    """Multiply ``grad``, whose memory has no gaps, by the number ``factor``, in place.
+
+    A factor of 1 writes nothing.
+    """
     if grad.is_cuda or INTERPRETED:
         from impls.kernels import cross_entropy_triton as kernel
-
-        kernel.scale_(grad, factor)
-    elif not (has_cpu_values(factor) and factor == 1):
-        grad.mul_(factor)
+    else:
+        from impls.kernels import cross_entropy as kernel
+    kernel.scale_(grad, factor)

@@ -119,6 +119,9 @@ def test_flops_and_bytes_are_counted() -> None:
     fused = planned(impls.load("logits.fused"))
     assert fused.moved == pytest.approx(4 * LOGITS * item, rel=1e-2)
     assert fused.sent == linear.sent == 0
+    # The C++ kernel reads the logits and writes their gradient, both in forward.
+    native = planned(impls.load("logits.native"))
+    assert native.moved == pytest.approx(2 * LOGITS * item, rel=1e-2)
 
 
 @pytest.mark.parametrize(

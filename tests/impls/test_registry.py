@@ -26,6 +26,8 @@ OURS = {
     "logits.eager",
     "logits.fused",
     "logits.fused_in_place",
+    "logits.native",
+    "logits.native_in_place",
     "sharded.dtensor",
     "sharded.eager",
     "sharded.fused",
