@@ -17,6 +17,8 @@ import impls
 from benchmarks.measure.availability import Unmeasurable, check_device
 from benchmarks.ranks.pool import UNEVEN, Ranks
 from impls.loss import INTERPRETED
+from tests.gate.case import Case
+from tests.gate.runner import GROUPS, Outcome, is_stranger, report
 
 # The losses that compile, each with its share of the gate's time, and the properties for which they
 # compile the most graphs: 2 to 3 s each.
@@ -63,6 +65,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("cpu", "cuda"),
         help="the device of the tensors (default: cpu)",
     )
+    group.addoption(
+        "--only",
+        default="",
+        metavar="GROUPS",
+        help=f"test only these groups of properties: {', '.join(GROUPS)} (separated by commas)",
+    )
+    group.addoption(
+        "--style",
+        action="store_true",
+        help="fail if a loss from outside this repository lacks house style (without it: say so)",
+    )
     group.addoption("--large", action="store_true", help="also test with more than 2³¹ logits")
 
 
@@ -76,6 +89,18 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from error
         except impls.Unavailable:
             pass  # its tests are skipped, or fail with --require-all
+    if unknown := only(config) - GROUPS.keys():
+        raise pytest.UsageError(
+            f"--only: no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}"
+        )
+    strangers = [is_stranger(name) for name in config.getoption("--impl")]
+    if strangers and all(strangers) and config.getoption("tbstyle") == "auto":
+        config.option.tbstyle, config.option.reportchars = "no", ""  # the short report says it
+
+
+def only(config: pytest.Config) -> set[str]:
+    """The groups of properties that ``--only`` names."""
+    return set(filter(None, config.getoption("--only").split(",")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -99,17 +124,52 @@ def rank_parameters(name: str, counts: tuple[int, ...]) -> list[Any]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what compiles many graphs as slow. With ``--impl``, keep tests of implementations."""
+    """Mark what compiles many graphs as slow. Keep what ``--impl`` and ``--only`` name."""
+    names = {name for group in only(config) for name in GROUPS[group]}
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if "loss" in parameters and parameters.get("test") in MANY_GRAPHS:
             name, _ = parameters["loss"]
             if name in COMPILED:
                 item.add_marker("slow")
-    if config.getoption("--impl"):
+        if "test" in parameters and "loss" in parameters and is_stranger(parameters["loss"][0]):
+            item.user_properties += [("impl", parameters["loss"][0]), ("test", parameters["test"])]
+    if config.getoption("--impl") or names:
         about = [item for item in items if "loss" in getattr(item, "fixturenames", ())]
+        if names:
+            about = [item for item in about if tested(item).partition(".")[0] in names]
         config.hook.pytest_deselected(items=[item for item in items if item not in about])
         items[:] = about
+
+
+def tested(item: pytest.Item) -> str:
+    """The property that a test of the gate is about, or ""."""
+    return str(item.callspec.params.get("test", "")) if hasattr(item, "callspec") else ""
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The short report of each loss from outside this repository."""
+    outcomes: dict[str, list[Outcome]] = {}
+    for state in ("passed", "failed", "error", "skipped", "xfailed"):
+        for test_report in terminalreporter.stats.get(state, []):
+            of = dict(test_report.user_properties)
+            if "impl" in of:
+                outcomes.setdefault(of["impl"], []).append(outcome(state, test_report, of))
+    for of_loss in outcomes.values():
+        terminalreporter.section("the gate")
+        for line in report(of_loss):
+            terminalreporter.line(line)
+
+
+def outcome(state: str, test_report: Any, of: dict[str, str]) -> Outcome:
+    if state == "xfailed":
+        is_declared = not test_report.wasxfail.removeprefix("reason: ").startswith("house style")
+        state = "declared" if is_declared else "house style"
+    longrepr = test_report.longrepr
+    message = longrepr[2] if isinstance(longrepr, tuple) else test_report.longreprtext
+    message = of.get("lacks") or message.strip().rpartition("\n")[2].removeprefix("Skipped: ")
+    state = "failed" if state == "error" else state
+    return Outcome(of["impl"], of["test"], state, message)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -165,6 +225,24 @@ def loss(request: pytest.FixtureRequest) -> impls.Loss:
     if k:
         loss = request.getfixturevalue("ranks").loss(name, k)
     support = loss.support
+    if is_stranger(name) and support == impls.Support():
+        support = replace(support, devices=(device,), dtypes=taken_dtypes(loss, device))
     dtypes, deviations = support.dtypes_on(device), support.deviations_on(device)
     on_device = replace(support, devices=(device,), dtypes=dtypes, deviations=deviations)
     return replace(loss, support=on_device)
+
+
+def taken_dtypes(loss: impls.Loss, device: str) -> tuple[str, ...]:
+    """The dtypes in which the loss of a stranger, who declares nothing, does not raise.
+
+    All dtypes if it raises in each: then the tests say why.
+    """
+    taken = []
+    for dtype in loss.support.dtypes:
+        one = replace(loss, support=replace(loss.support, devices=(device,), dtypes=(dtype,)))
+        try:
+            loss.fn(**Case().fit(one).tensors(one))
+        except Exception:
+            continue
+        taken.append(dtype)
+    return tuple(taken) or loss.support.dtypes

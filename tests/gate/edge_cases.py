@@ -114,8 +114,8 @@ def assert_value(
     loss: impls.Loss, case: Case, tensors: Tensors, expected: float | list[float]
 ) -> None:
     value = call_loss(loss, case, tensors)
-    wanted = torch.tensor(expected, dtype=getattr(torch, case.dtype))
+    wanted = torch.tensor(expected).double()
     expect(
-        torch.equal(value.cpu().nan_to_num(nan=-1), wanted.nan_to_num(nan=-1)),
+        torch.equal(value.cpu().double().nan_to_num(nan=-1), wanted.nan_to_num(nan=-1)),
         f"the value is {value.tolist()}, not {expected} ({case})",
     )

@@ -45,7 +45,7 @@ BUGS = {
     "last_class": ("first_and_last", "the last class is taken for padding"),
     "class_zero": ("first_and_last", "class 0 is taken for padding"),
     "half_sums": ("dtypes", "float16 and bfloat16 are summed in their own dtype"),
-    "float32_value": ("dtypes", "the value is always float32"),
+    "float32_value": ("value_dtype", "the value is always float32"),
     "input_contiguous": ("strides", "the strides of the input are not read"),
     "column_major": ("strides", "a transposed input is its own gradient (Liger 0.8.5)"),
     "target_contiguous": ("strides", "the strides of the target are not read"),
