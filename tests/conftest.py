@@ -66,6 +66,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the device of the tensors (default: cpu)",
     )
     group.addoption(
+        "--level",
+        choices=("logits", "linear"),
+        help="the level of a module:function whose signature does not tell it",
+    )
+    group.addoption(
         "--only",
         default="",
         metavar="GROUPS",
@@ -84,7 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger("torch.__trace").disabled = True
     for name in config.getoption("--impl"):
         try:
-            impls.load(name)
+            impls.load(name, config.getoption("--level"))
         except impls.UnknownImplementation as error:
             raise pytest.UsageError(str(error)) from error
         except impls.Unavailable:
@@ -106,16 +111,17 @@ def only(config: pytest.Config) -> set[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loss" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--impl") or impls.names()
+        level = metafunc.config.getoption("--level")
         marker = metafunc.definition.get_closest_marker("ranks")
         counts = tuple(UNEVEN) if marker is None else marker.args
-        cases = [case for name in chosen for case in rank_parameters(name, counts)]
+        cases = [case for name in chosen for case in rank_parameters(name, counts, level)]
         metafunc.parametrize("loss", cases, indirect=True)
 
 
-def rank_parameters(name: str, counts: tuple[int, ...]) -> list[Any]:
+def rank_parameters(name: str, counts: tuple[int, ...], level: str | None) -> list[Any]:
     """The parameters of an implementation: a sharded loss has them for each number of ranks."""
     try:
-        loss = impls.load(name)
+        loss = impls.load(name, level)
     except impls.Unavailable:
         return [pytest.param((name, 0), id=name)]  # its test is skipped or fails
     if loss.level != "sharded":
@@ -213,7 +219,7 @@ def loss(request: pytest.FixtureRequest) -> impls.Loss:
     device = request.config.getoption("--device")
     try:
         check_device(device)
-        loss = impls.load(name)
+        loss = impls.load(name, request.config.getoption("--level"))
     except (impls.Unavailable, Unmeasurable) as reason:
         if request.config.getoption("--require-all"):
             pytest.fail(f"{name}: {reason}")

@@ -34,7 +34,7 @@ def is_style(name: str) -> bool:
 
 
 def is_stranger(name: str) -> bool:
-    """Whether the implementation ``name``, as ``impls.load`` takes it, is not in this repository."""
+    """Whether ``name``, as ``impls.load`` takes it, is no implementation of this repository."""
     return name.partition("(")[0] not in impls.names()
 
 
