@@ -26,7 +26,10 @@ COMPILED = {
     *("logits.compiled", "logits.fused", "logits.fused_in_place"),
     *("linear.compiled", "linear.fused", "linear.cce"),
 }
-MANY_GRAPHS = {"random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"}
+MANY_GRAPHS = {
+    *("random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"),
+    *("rows_apart", "in_a_model", "many_chunks", "value_alone"),
+}
 
 if INTERPRETED:
     import numpy as np

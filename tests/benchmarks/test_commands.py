@@ -20,7 +20,7 @@ from benchmarks.side_by_side.rounds import ROUNDS
 from benchmarks.workloads import workload
 from reports.readers.schema import COLUMNS
 from tests.wrong import logits
-from tests.wrong.test_wrong import in_place
+from tests.wrong.correct import in_place
 
 
 def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

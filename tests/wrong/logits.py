@@ -22,7 +22,7 @@ BUGS = {
     "overwrites_in_backward": ("arguments_untouched", "backward reuses the input (Liger 343)"),
     "no_maximum": ("extreme_logits", "no maximum is subtracted before exp"),
     "maximum_of_all": ("extreme_logits", "all rows share a maximum"),
-    "lse_in_one": ("extreme_logits", "maximum and log of the sum share a rounded number"),
+    "lse_in_one": ("precise_lse", "maximum and log of the sum share a rounded number"),
     "nan_where_all_inf": ("extreme_logits", "a slice of -inf alone makes its row nan"),
     "mean_counts_ignored": ("ignored", "the mean divides by all rows"),
     "ignored_gradient": ("ignored", "ignored rows keep their gradient"),
