@@ -18,6 +18,8 @@ from benchmarks.environment.variables import restart
 from benchmarks.measure.availability import Unmeasurable, check_device
 from benchmarks.ranks.pool import UNEVEN, Ranks
 from impls.loss import INTERPRETED
+from tests.gate.case import Case
+from tests.gate.runner import GROUPS, Outcome, is_stranger, report
 
 # The losses that compile, each with its share of the gate's time, and the properties for which they
 # compile the most graphs: 2 to 3 s each.
@@ -25,7 +27,10 @@ COMPILED = {
     *("logits.compiled", "logits.fused", "logits.fused_in_place"),
     *("linear.compiled", "linear.cce"),
 }
-MANY_GRAPHS = {"random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"}
+MANY_GRAPHS = {
+    *("random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"),
+    *("rows_apart", "in_a_model", "many_chunks", "value_alone"),
+}
 
 if INTERPRETED:
     import numpy as np
@@ -64,6 +69,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("cpu", "cuda"),
         help="the device of the tensors (default: cpu)",
     )
+    group.addoption(
+        "--level",
+        choices=("logits", "linear"),
+        help="the level of a module:function whose signature does not tell it",
+    )
+    group.addoption(
+        "--only",
+        default="",
+        metavar="GROUPS",
+        help=f"test only these groups of properties: {', '.join(GROUPS)} (separated by commas)",
+    )
+    group.addoption(
+        "--style",
+        action="store_true",
+        help="fail if a loss from outside this repository lacks house style (without it: say so)",
+    )
     group.addoption("--large", action="store_true", help="also test with more than 2³¹ logits")
 
 
@@ -74,26 +95,39 @@ def pytest_configure(config: pytest.Config) -> None:
     logging.getLogger("torch.__trace").disabled = True
     for name in config.getoption("--impl"):
         try:
-            impls.load(name)
+            impls.load(name, config.getoption("--level"))
         except impls.UnknownImplementation as error:
             raise pytest.UsageError(str(error)) from error
         except impls.Unavailable:
             pass  # its tests are skipped, or fail with --require-all
+    if unknown := only(config) - GROUPS.keys():
+        raise pytest.UsageError(
+            f"--only: no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}"
+        )
+    strangers = [is_stranger(name) for name in config.getoption("--impl")]
+    if strangers and all(strangers) and config.getoption("tbstyle") == "auto":
+        config.option.tbstyle, config.option.reportchars = "no", ""  # the short report says it
+
+
+def only(config: pytest.Config) -> set[str]:
+    """The groups of properties that ``--only`` names."""
+    return set(filter(None, config.getoption("--only").split(",")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loss" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--impl") or impls.names()
+        level = metafunc.config.getoption("--level")
         marker = metafunc.definition.get_closest_marker("ranks")
         counts = tuple(UNEVEN) if marker is None else marker.args
-        cases = [case for name in chosen for case in rank_parameters(name, counts)]
+        cases = [case for name in chosen for case in rank_parameters(name, counts, level)]
         metafunc.parametrize("loss", cases, indirect=True)
 
 
-def rank_parameters(name: str, counts: tuple[int, ...]) -> list[Any]:
+def rank_parameters(name: str, counts: tuple[int, ...], level: str | None) -> list[Any]:
     """The parameters of an implementation: a sharded loss has them for each number of ranks."""
     try:
-        loss = impls.load(name)
+        loss = impls.load(name, level)
     except impls.Unavailable:
         return [pytest.param((name, 0), id=name)]  # its test is skipped or fails
     if loss.level != "sharded":
@@ -102,17 +136,60 @@ def rank_parameters(name: str, counts: tuple[int, ...]) -> list[Any]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what compiles many graphs as slow. With ``--impl``, keep tests of implementations."""
+    """Mark what compiles many graphs as slow. Keep what ``--impl`` and ``--only`` name."""
+    names = {name for group in only(config) for name in GROUPS[group]}
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if "loss" in parameters and parameters.get("test") in MANY_GRAPHS:
             name, _ = parameters["loss"]
             if name in COMPILED:
                 item.add_marker("slow")
-    if config.getoption("--impl"):
+        if "test" in parameters and "loss" in parameters and is_stranger(parameters["loss"][0]):
+            item.user_properties += [("impl", parameters["loss"][0]), ("test", parameters["test"])]
+    if config.getoption("--impl") or names:
         about = [item for item in items if "loss" in getattr(item, "fixturenames", ())]
+        if names:
+            about = [item for item in about if tested(item).partition(".")[0] in names]
         config.hook.pytest_deselected(items=[item for item in items if item not in about])
         items[:] = about
+
+
+def tested(item: pytest.Item) -> str:
+    """The property that a test of the gate is about, or ""."""
+    return str(item.callspec.params.get("test", "")) if hasattr(item, "callspec") else ""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print a short report of each loss from outside this repository, and the ratios of times.
+
+    ``tests/impls/test_speed.py`` measured the ratios.
+    """
+    outcomes: dict[str, list[Outcome]] = {}
+    ratios = []
+    for state in ("passed", "failed", "error", "skipped", "xfailed"):
+        for test_report in terminalreporter.stats.get(state, []):
+            of = dict(test_report.user_properties)
+            if "impl" in of:
+                outcomes.setdefault(of["impl"], []).append(outcome(state, test_report, of))
+            ratios += [text for name, text in of.items() if name == "× builtin"]
+    for of_loss in outcomes.values():
+        terminalreporter.section("the gate")
+        terminalreporter.write_line("\n".join(report(of_loss)))
+    if ratios:
+        terminalreporter.section("× builtin in the same round: median [95 % interval]")
+        terminalreporter.write_line("\n".join(ratios))
+
+
+def outcome(state: str, test_report: Any, of: dict[str, str]) -> Outcome:
+    if state == "xfailed":
+        is_declared = not test_report.wasxfail.removeprefix("reason: ").startswith("house style")
+        state = "declared" if is_declared else "house style"
+    longrepr = test_report.longrepr
+    message = longrepr[2] if isinstance(longrepr, tuple) else test_report.longreprtext
+    message = of.get("lacks") or message.strip().rpartition("\n")[2].removeprefix("Skipped: ")
+    state = "failed" if state == "error" else state
+    return Outcome(of["impl"], of["test"], state, message)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -133,16 +210,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
             print(reason, file=sys.__stderr__, flush=True)
             os._exit(3)
     return result
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the ratios that ``tests/impls/test_speed.py`` measured."""
-    passed = terminalreporter.stats.get("passed", [])
-    properties = [pair for report in passed for pair in report.user_properties]
-    if ratios := [text for name, text in properties if name == "× builtin"]:
-        terminalreporter.section("× builtin in the same round: median [95 % interval]")
-        terminalreporter.write_line("\n".join(ratios))
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +233,7 @@ def loss(request: pytest.FixtureRequest) -> impls.Loss:
     device = request.config.getoption("--device")
     try:
         check_device(device)
-        loss = impls.load(name)
+        loss = impls.load(name, request.config.getoption("--level"))
     except (impls.Unavailable, Unmeasurable) as reason:
         if request.config.getoption("--require-all"):
             pytest.fail(f"{name}: {reason}")
@@ -178,6 +245,24 @@ def loss(request: pytest.FixtureRequest) -> impls.Loss:
     if k:
         loss = request.getfixturevalue("ranks").loss(name, k)
     support = loss.support
+    if is_stranger(name) and support == impls.Support():
+        support = replace(support, devices=(device,), dtypes=taken_dtypes(loss, device))
     dtypes, deviations = support.dtypes_on(device), support.deviations_on(device)
     on_device = replace(support, devices=(device,), dtypes=dtypes, deviations=deviations)
     return replace(loss, support=on_device)
+
+
+def taken_dtypes(loss: impls.Loss, device: str) -> tuple[str, ...]:
+    """The dtypes in which the loss of a stranger, who declares nothing, does not raise.
+
+    All dtypes if it raises in each: then the tests say why.
+    """
+    taken = []
+    for dtype in loss.support.dtypes:
+        one = replace(loss, support=replace(loss.support, devices=(device,), dtypes=(dtype,)))
+        try:
+            loss.fn(**Case().fit(one).tensors(one))
+        except Exception:
+            continue
+        taken.append(dtype)
+    return tuple(taken) or loss.support.dtypes

@@ -14,6 +14,7 @@ CHUNK = 2**26  # elements of a large tensor that are in float64 at once
 # What rounding may add to twice the native loss's error, in relative norm: a few units in the last
 # place, or one unit in half precision. In float64 the oracle itself is rounded.
 BAND = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+NATIVE_BANDS = 8
 
 
 def cross_entropy(
@@ -180,5 +181,13 @@ def _relative(distance: Tensor, size: Tensor, scale: Tensor) -> Tensor:
 
 
 def budget(native: float, dtype: str, bands: float = 1) -> float:
-    """The error that a loss may have in ``dtype``, if the native loss's error is ``native``."""
-    return (2 * native if math.isfinite(native) else 0.0) + bands * BAND[dtype]
+    """The error that a loss may have in ``dtype``, if the native loss's error is ``native``.
+
+    In float32 and float64 at most ``NATIVE_BANDS`` bands of the native error count: a loss must be
+    precise where the native loss is not. In half precision all of it counts, because a small
+    gradient loses its digits in any loss.
+    """
+    share = 2 * native if math.isfinite(native) else 0.0
+    if dtype in ("float32", "float64"):
+        share = min(share, NATIVE_BANDS * BAND[dtype])
+    return share + bands * BAND[dtype]

@@ -14,7 +14,7 @@ from impls.shared.reduction import result_dtype
 support = Support(
     dtypes=("float32", "bfloat16", "float16"),
     cuda_dtypes=("bfloat16", "float16"),
-    deviations={"out_of_range": "raises RuntimeError, where F.cross_entropy raises IndexError"},
+    deviations={"index_error": "raises RuntimeError, where F.cross_entropy raises IndexError"},
     cuda_deviations={
         "deterministic": "the order in which programs add to a gradient varies, and so do its bits",
         "dtypes": "rows of linear_weight whose gradients are all below filter_eps get none",

@@ -14,6 +14,7 @@ support = triton_support(
         "all_ignored": "the mean is 0, where F.cross_entropy's is nan",
         "empty": "raises ZeroDivisionError",
         "out_of_range": "reads and writes beyond the row of logits",
+        "index_error": "reads and writes beyond the row of logits",
         "backward_twice": "the upstream gradient multiplies the second gradient twice",
         "frozen": "raises RuntimeError: linear_weight has no gradient unless input needs one",
     },

@@ -11,7 +11,8 @@ from impls.loss import Support, autocast, check_call
 support = Support(
     deviations={
         "dtypes": "in bfloat16 and float16 the chunks' losses are summed in that dtype",
-        "out_of_range": "raises RuntimeError, where F.cross_entropy raises IndexError",
+        "ignored_not_finite": "the value is nan if an ignored row is not finite",
+        "index_error": "raises RuntimeError, where F.cross_entropy raises IndexError",
         "autocast": "the value is bfloat16, where F.cross_entropy's is float32",
     }
 )

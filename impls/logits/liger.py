@@ -12,7 +12,7 @@ support = triton_support(
         "all_ignored": "the mean is 0, where F.cross_entropy's is nan",
         "empty": "raises RuntimeError",
         "strides": "if a row of logits is not contiguous, the gradient is the logits themselves",
-        "out_of_range": "raises AssertionError, where F.cross_entropy raises IndexError",
+        "index_error": "raises AssertionError, where F.cross_entropy raises IndexError",
         "backward_twice": "the upstream gradient multiplies the second gradient twice",
     },
 )

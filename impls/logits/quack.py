@@ -11,7 +11,7 @@ support = Support(
     deviations={
         "autocast": "raises DSLRuntimeError, as in half precision",
         "dtypes": "raises DSLRuntimeError in half precision where V is 37",
-        "extreme_logits": "the log-sum-exp is one float32 number: the gradient has its rounding",
+        "precise_lse": "the log-sum-exp is one float32 number: the gradient has its rounding",
         "strides": "raises ValueError for some strides of the rows",
     },
 )

@@ -19,7 +19,7 @@ from benchmarks.workloads import workload
 from reports.readers.schema import COLUMNS
 from tests.benchmarks.terminal import run_on_terminal
 from tests.wrong import logits
-from tests.wrong.test_wrong import in_place
+from tests.wrong.correct import in_place
 
 
 def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -226,10 +226,10 @@ def test_a_deviation_that_is_none_fails_the_gate(tmp_path) -> None:
     file.write_text(
         "from impls.loss import Support\n"
         "from torch.nn.functional import cross_entropy\n"
-        "deviations = {'positional': 'not so', 'mismatches': 'raises RuntimeError'}\n"
+        "deviations = {'positional': 'not so', 'value_error': 'raises RuntimeError'}\n"
         "support = Support(deviations=deviations)\n"
     )
-    run = python("pytest", "tests", "-k", "positional or mismatches", "--impl", str(file))
+    run = python("pytest", "tests", "-k", "positional or value_error", "--impl", str(file))
     assert "1 failed" in run.stdout
     assert "1 xfailed" in run.stdout
     assert "has this property: delete 'positional' from its Support.deviations" in run.stdout

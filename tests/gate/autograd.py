@@ -8,6 +8,7 @@ from unittest import SkipTest
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import impls
 from benchmarks.measure import oracle
@@ -24,7 +25,7 @@ from tests.gate.case import (
     reductions,
     tolerance,
 )
-from tests.gate.values import judge
+from tests.gate.values import HALVES, judge
 
 
 def check_upstream(loss: impls.Loss) -> None:
@@ -60,7 +61,7 @@ def check_upstream(loss: impls.Loss) -> None:
 
 
 def check_backward_twice(loss: impls.Loss) -> None:
-    """With retain_graph, a second backward gives the same gradients or raises."""
+    """With retain_graph, a second backward is right for its own upstream gradient, or raises."""
     for reduction in reductions(loss):
         case = Case(reduction=reduction).fit(loss)
         gradients(loss, case, case.tensors(loss), case.upstream())  # once it must not raise
@@ -68,9 +69,13 @@ def check_backward_twice(loss: impls.Loss) -> None:
         try:
             first = backward(value, leaves, case.upstream(), retain_graph=True)
             kept = [grad.clone() for grad in first]
-            second = backward(value, leaves, case.upstream())
+            second = backward(value, leaves, case.upstream(), retain_graph=True)
+            third = backward(value, leaves, -1.5 * case.upstream())
         except RuntimeError:  # what torch.compile makes of retain_graph
             continue
+        for name, a, b in zip(leaves, kept, third, strict=True):
+            what = f"the gradient of {name} of a third backward, for -1.5 × the upstream gradient,"
+            expect_close(b, -1.5 * a, tolerance(loss, 1e-5), what, str(case))
         for name, a, b, c in zip(leaves, kept, second, first, strict=True):
             expect(
                 torch.equal(a, b), f"the second backward gives another gradient of {name} ({case})"
@@ -100,6 +105,60 @@ def check_frozen(loss: impls.Loss) -> None:
         again = call_loss(loss, case, {**tensors, **leaves}, "no_grad")
     expect_close(again, value, tolerance(loss, 1e-6), "the value under no_grad", str(case))
     expect(not again.requires_grad, f"the value requires a gradient under no_grad ({case})")
+
+
+def check_value_alone(loss: impls.Loss) -> None:
+    """In half precision the value is the same whether or not a gradient is wanted."""
+    half = next((dtype for dtype in HALVES if dtype in loss.support.dtypes), None)
+    if half is None:
+        raise SkipTest("no bfloat16 or float16")
+    case = Case(n=6, v=37, dtype=half).fit(loss)
+    value, _ = forward(loss, case, case.tensors(loss))
+    alone = call_loss(loss, case, case.tensors(loss), "no gradient wanted")
+    same = value.dtype == alone.dtype
+    expect(same, f"the value is {value.dtype}, and {alone.dtype} without a gradient ({case})")
+    allowed = 1e-5 if value.dtype == torch.float32 else oracle.BAND[half]
+    expect_close(
+        value.detach(), alone, allowed, "the value, compared with no gradient wanted,", str(case)
+    )
+
+
+def check_inference_mode(loss: impls.Loss) -> None:
+    """The value is the same under ``inference_mode``."""
+    case = Case(ignored=(1,)).fit(loss)
+    tensors = case.tensors(loss)
+    exact = oracle.ORACLES[loss.level](**tensors, **case.options(loss))
+    with torch.inference_mode():
+        leaf = tensors["input"].clone()
+        value = call_loss(loss, case, {**tensors, "input": leaf}, "inference_mode").clone()
+    expect_close(value, exact, tolerance(loss, 1e-5), "the value under inference_mode", str(case))
+
+
+def check_in_a_model(loss: impls.Loss) -> None:
+    """Gradients of earlier tokens, a hook, and checkpointing change nothing in a training step."""
+    case = Case(ignored=(1,)).fit(loss)
+    tensors = case.tensors(loss)
+    names = [name for name in oracle.DIFFERENTIABLE if name in tensors]
+    exact = oracle.expected(loss.level, tensors, torch.tensor(1.0), **case.options(loss))
+
+    def step(*given: Tensor) -> Tensor:
+        return loss.fn(**tensors | dict(zip(names, given, strict=True)), **case.options(loss))
+
+    for about, run in {
+        "a step": step,
+        "a checkpointed step": lambda *given: checkpoint(step, *given, use_reentrant=False),
+    }.items():
+        leaves = {name: tensors[name].clone().requires_grad_() for name in names}
+        for leaf in leaves.values():
+            leaf.grad = torch.ones_like(leaf)
+        hidden, *others = leaves.values()
+        hidden = hidden.clone()
+        hidden.register_hook(lambda grad: 3 * grad)
+        call(lambda: run(hidden, *others).backward(), f"{case}; {about}")  # noqa: B023  at once
+        for name, leaf in leaves.items():
+            wanted = exact[name] * (3 if name == "input" else 1)
+            what = f"{name}.grad after {about} with a hook on the input"
+            expect_close(leaf.grad - 1, wanted, 10 * tolerance(loss, 1e-6), what, str(case))
 
 
 def check_accumulates(loss: impls.Loss) -> None:

@@ -21,6 +21,11 @@ BUGS = {
         "the weight's gradient is not scaled (upstream is one)",
     ),
     "half_accumulation": ("dtypes", "the weight's gradient is summed in the dtype of the weight"),
+    "many_chunks": (
+        "many_chunks",
+        "chunks of 512 tokens add to dW in bfloat16 (axolotl 1601, CCE 14)",
+    ),
+    "main_grad": ("in_a_model", "backward adds to weight.grad and returns it (as main_grad does)"),
     "half_value": ("dtypes", "the rows' losses are summed in the dtype of the input (torch 2.13)"),
     "weight_contiguous": ("strides", "the strides of the weight are not read"),
     "overwrites_weight": ("arguments_untouched", "the weight becomes its gradient"),
@@ -89,6 +94,10 @@ class Loss(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight)
             for row in range(n):
                 grad_weight += torch.outer(g[row].to(weight.dtype), input[row])
+        elif bug == "many_chunks":
+            grad_weight = torch.zeros_like(weight)
+            for part, h in zip(for_weight.split(512), input.split(512), strict=True):
+                grad_weight += (part.T @ h.to(g.dtype)).to(weight.dtype)
         else:
             grad_weight = (for_weight.T @ input.to(g.dtype)).to(weight.dtype)
         grad_bias = None if bias is None else g.sum(0).to(bias.dtype)
@@ -98,6 +107,8 @@ class Loss(torch.autograd.Function):
             grad_bias = torch.zeros_like(grad_bias)
         if bug == "overwrites_weight":
             weight.data.copy_(grad_weight)
+        if bug == "main_grad" and weight.grad is not None:
+            grad_weight = grad_weight + weight.grad
         if bug == "frozen_input" and not ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(grad_weight)
         if bug == "frozen_weight" and not ctx.needs_input_grad[2]:

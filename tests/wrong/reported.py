@@ -1,0 +1,93 @@
+"""Bugs that users reported in 2025 and 2026, each a few lines around PyTorch's own loss of logits.
+
+``BUGS`` is as in ``logits``. ``cross_entropy(bug)`` makes a loss with it.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from impls.loss import check_call
+from impls.shared.reduction import check_range, first_order
+
+BUGS = {
+    "nan_chunk": ("ignored_runs", "a chunk of 64 ignored rows is nan: its mean divides by 0"),
+    "ignored_times_0": ("ignored_not_finite", "ignored losses are multiplied by 0, so nan stays"),
+    "rows_share_nan": ("rows_apart", "one row of nan makes the losses of all rows nan"),
+    "half_softmax": ("confident", "backward keeps p in bfloat16 (Liger 1329, 1419)"),
+    "half_if_gradient": (
+        "value_alone",
+        "the value is rounded only if a gradient is wanted (Liger 1372, 1430)",
+    ),
+    "upstream_contiguous": ("strides", "the strides of the upstream gradient are not read"),
+    "scaled_once": ("backward_twice", "a second backward returns the gradient of the first"),
+    "needs_graph": ("inference_mode", "forward makes a graph, and raises under inference_mode"),
+}
+
+
+class Scaled(torch.autograd.Function):
+    """The losses (N,), with their gradients for an upstream gradient of 1, made in forward."""
+
+    @staticmethod
+    def forward(ctx, bug, input, losses, grad):
+        ctx.bug, ctx.half = bug, input.dtype
+        ctx.save_for_backward(grad)
+        ctx.scaled = None
+        return losses.clone()
+
+    @staticmethod
+    @first_order
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        if ctx.bug == "upstream_contiguous" and len(upstream):
+            # An expanded upstream has one number; what is read beyond it is not the loss's.
+            is_there = upstream.untyped_storage().size() >= upstream.nbytes
+            upstream = upstream.as_strided(upstream.shape, (1,)) if is_there else upstream
+        if ctx.scaled is None or ctx.bug != "scaled_once":
+            ctx.scaled = (grad * upstream[:, None]).to(ctx.half)
+        return None, ctx.scaled.clone(), None, None
+
+
+def rows(bug, input, target, weight, ignore_index, smoothing):
+    """The losses of the rows (N,), 0 for an ignored row."""
+    leaf = input.detach().to(torch.promote_types(input.dtype, torch.float32))
+    wide = None if weight is None else weight.to(leaf.dtype)
+    options = {"ignore_index": ignore_index, "label_smoothing": smoothing, "reduction": "none"}
+    if bug != "needs_graph" and torch.is_inference_mode_enabled():
+        return F.cross_entropy(leaf, target, wide, **options)
+    with torch.enable_grad():
+        losses = F.cross_entropy(leaf.requires_grad_(), target, wide, **options)
+        (grad,) = torch.autograd.grad(losses.sum(), [leaf])
+    if bug == "half_softmax" and input.dtype == torch.bfloat16:
+        one_hot = torch.zeros_like(grad).scatter_(1, target.clamp(min=0)[:, None], 1)
+        grad = (grad + one_hot).bfloat16().float() - one_hot
+    return Scaled.apply(bug, input, losses.detach(), grad)
+
+
+def cross_entropy(bug):
+    """Make the loss with this bug, or the correct loss for ``None``."""
+
+    def loss(
+        input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
+    ):
+        check_call(input, target, weight, reduction, label_smoothing)
+        check_range(target, input.shape[1], ignore_index)
+        losses = rows(bug, input, target, weight, ignore_index, label_smoothing)
+        counted = target != ignore_index
+        if bug == "nan_chunk" and len(target) >= 64:
+            sizes = [part.sum() for part in counted.split(64)]
+            losses = losses * torch.cat([n / n * torch.ones(64) for n in sizes])[: len(losses)]
+        if bug == "ignored_times_0":
+            losses = (losses + 0 * input.sum(1)) * counted
+        if bug == "rows_share_nan":
+            losses = losses + 0 * input.sum()
+        value = losses
+        if reduction == "sum":
+            value = losses.sum()
+        if reduction == "mean":
+            w = counted if weight is None else weight[target * counted] * counted
+            value = losses.sum() / w.sum()
+        if bug == "half_if_gradient":
+            return value.to(input.dtype if value.requires_grad else value.dtype).to(value.dtype)
+        return value if torch.is_autocast_enabled("cpu") else value.to(input.dtype)
+
+    return loss
