@@ -178,7 +178,8 @@ def compared_rows(
             tqdm.write(f"skipped: {reason}", file=sys.stderr)
             continue
         yield from rows
-        is_right = all(row["value"] <= 1 for row in rows if row["metric"] == "error")
+        of_dtype = [row for row in rows if row["dtype"] == arguments.dtype]
+        is_right = all(row["value"] <= 1 for row in of_dtype if row["metric"] == "error")
         if is_right and not INTERPRETED:
             cells += [Cell(name, pass_) for pass_ in arguments.passes]
     yield from pairs(

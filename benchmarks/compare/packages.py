@@ -145,8 +145,9 @@ def build(asked: Sequence[str], folder: Path) -> None:
         print(f"building an environment with {', '.join(asked)}", file=sys.stderr)
         installer = Uv(made) if shutil.which("uv") else Pip(made)
         lock = installer.resolve(asked)
-        if lock:
-            installer.install(lock, made / "set" / "packages")
+        if lock:  # without the name in front of a URL: pip refuses it before file:///
+            what = [line.partition(" @ ")[2] or line for line in lock]
+            installer.install(what, made / "set" / "packages")
         (made / "set" / "lock.txt").write_text("".join(f"{line}\n" for line in lock))
         with suppress(OSError):  # another process was faster
             (made / "set").rename(folder)
@@ -251,7 +252,7 @@ def why(said: str, asked: Sequence[str]) -> str:
     names = ", ".join(asked)
     missing = re.search(r"satisfies the requirement (\S+).*\(from versions: (.*)\)", said)
     if UNREACHABLE.search(said):
-        return f"{names}: no package index can be reached"
+        return f"{names}: the network, or what it asks for there, cannot be reached"
     if missing and missing[2] == "none":
         return f"{names}: no index has a package {re.split('[=@ ]', missing[1])[0]} for this Python"
     if missing:

@@ -26,11 +26,12 @@ from typing import Any, Self
 import torch
 
 from benchmarks import ROOT
-from benchmarks.compare.client import Process, Server, ask_all
+from benchmarks.compare.client import Process, ProcessRaised, Server, ask_all
 from benchmarks.compare.targets import is_foreign, level_in, open_targets, what_torch_changes
 from benchmarks.measure import memory
 from benchmarks.measure.availability import Unmeasurable, tensors
 from benchmarks.workloads import Workload
+from impls.loss import INTERPRETED
 
 ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # role: revision
 TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # a Williams design
@@ -40,6 +41,7 @@ BLOCK = {"cpu": 0.004, "cuda": 0.0}
 SECONDS = {"cpu": 1.0, "cuda": 0.25}
 MOST_ROUNDS = 60
 EXACT = ("peak_memory", "saved_memory")
+HALF = "bfloat16"
 
 Row = dict[str, Any]
 
@@ -77,14 +79,11 @@ class Comparison:
         self.prepared: list[str] = []  # what the processes of the roles have compiled
         self.calls: dict[Cell, float] = {}  # seconds of a call, from the last pair
 
-    def close(self) -> None:
-        self.stack.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.stack.close()
 
     def begin(self, names: Iterable[str], level: str | None = None) -> dict[str, str]:
         """Learn the level of each loss. Returns why a loss cannot be measured, for those losses.
@@ -115,7 +114,8 @@ class Comparison:
         # torch is built for CUDA, compiling for the CPU is no better: the forks have no backward.
         forkable = self.device == "cpu" and not any(answer["cuda"] for answer in found)
         self.compiling = any(answer["compiles"] for answer in found)
-        self.prepares = forkable or not self.compiling
+        # Triton's interpreter takes seconds for a call, and has no times.
+        self.prepares = (forkable or not self.compiling) and not INTERPRETED
         self.compiling = self.compiling and forkable
         if self.compiling:
             for server in self._all_servers():
@@ -194,6 +194,7 @@ class Comparison:
         for role in self.names:
             with self.roles[role].fork() as process:
                 found = process.ask("bytes_and_errors", impl=impl, dtype=self.dtype)
+                in_half = self._errors_in_half(process, impl)
                 self.environments[role] = process.ask("environment")
                 of_cell = self._cell(impl) | {"role": role}
             if "unmeasurable" in found:
@@ -202,21 +203,37 @@ class Comparison:
                 of_cell | {"metric": metric, "unit": "bytes", "value": found[metric]}
                 for metric in EXACT
             ]
-            parts = zip(found["errors"], found["budgets"], strict=True)
-            worst = max(error / budget for error, budget in parts)
-            rows.append(of_cell | {"metric": "error", "unit": "of its budget", "value": worst})
+            for dtype, errors in {self.dtype: found, HALF: in_half}.items():
+                if errors:
+                    parts = zip(errors["errors"], errors["budgets"], strict=True)
+                    worst = max(error / budget for error, budget in parts)
+                    error: Row = {"metric": "error", "unit": "of its budget", "value": worst}
+                    rows.append(of_cell | error | {"dtype": dtype})
         return [
             self._environment(row["role"], self.environments[row["role"]]) | row for row in rows
         ]
+
+    def _errors_in_half(self, process: Process, impl: str) -> Row:
+        """The errors in half precision, where an upgrade may break a loss that is right in float32.
+
+        They are empty if half precision is compared anyway, or if the loss does not take it.
+        """
+        if self.dtype not in ("float32", "float64"):
+            return {}
+        try:
+            found: Row = process.ask("bytes_and_errors", impl=impl, dtype=HALF)
+        except ProcessRaised:
+            return {}
+        return {} if "unmeasurable" in found else found
 
     def _environment(self, role: str, found: Row) -> Row:
         """``found``, with both torches where torch is what is compared, and both its CUDAs.
 
         A process whose torch is not that of its target keeps its own, and is not comparable.
         """
-        if found != self.environments[ROLES[role]]:
-            return found
-        return found | what_torch_changes(self.targets, self.environments)
+        if found == self.environments.get(ROLES[role]):
+            return found | what_torch_changes(self.targets, self.environments)
+        return found
 
     def pair(self, number: int, cells: Iterable[Cell], slowdown: float) -> Iterator[Row]:
         """The rows of a fresh set of processes; ``slowdown`` is the injected one."""

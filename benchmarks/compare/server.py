@@ -71,7 +71,8 @@ class Worker:
         loss = load(impl, dtype, self.device, self.levels.get(impl))
         given = {name: tensor.to(self.device) for name, tensor in self.given[loss.level].items()}
         self.given[loss.level] = given  # on the device, for the next step too
-        return Step(loss, given)
+        floats = {name: given[name].to(getattr(torch, dtype)) for name in given if name != "target"}
+        return Step(loss, given | floats)
 
     def environment(self) -> dict[str, Any]:
         return comparable(self.device)
@@ -211,8 +212,7 @@ class Worker:
 
 
 def uncompiled(model: Any = None, **_: Any) -> Any:
-    """Return ``model`` itself; without it, a decorator that does, as ``torch.compile`` has it."""
-    return (lambda model: model) if model is None else model
+    return (lambda model: model) if model is None else model  # a decorator, or what it returns
 
 
 def unavailable_errors() -> tuple[type[Exception], ...]:
