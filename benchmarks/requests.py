@@ -105,10 +105,12 @@ def start(
     environment: Mapping[str, str],
     limit: float,
     folder: Path | None = None,
+    packages: Path | None = None,
 ) -> Process:
     """Run ``main(*arguments, FD)`` of ``module``, which serves the socket FD, in a new session.
 
-    Ctrl-C spares a session of its own. What the process prints goes to ``log``.
+    Ctrl-C spares a session of its own. What the process prints goes to ``log``. ``packages`` is a
+    folder of packages that replace those of this process.
     """
     # Not "-m": the module would be "__main__" then, and be imported again by its name to unpickle.
     code = f"import sys; from {module} import main; main(*sys.argv[1:])"
@@ -121,7 +123,7 @@ def start(
             stdout=file,
             stderr=file,
             cwd=folder,
-            env=os.environ | environment | first_on_path(ROOT),
+            env=os.environ | environment | first_on_path(ROOT, *filter(None, [packages])),
             pass_fds=[fd],
             start_new_session=True,
         )

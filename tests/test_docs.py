@@ -121,7 +121,9 @@ def check_names(arguments: dict) -> None:
         given = arguments.get(key) or []
         for name in given if isinstance(given, list) else [given]:
             base = re.split(r"[@(]", name)[0]
-            assert base in known or base.isupper() or base.endswith(".py"), f"no {key} {name}"
+            assert base in known or base.isupper() or base.endswith(".py") or ":" in base, (
+                f"no {key} {name}"
+            )
 
 
 def test_readme_is_short() -> None:

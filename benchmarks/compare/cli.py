@@ -4,22 +4,22 @@ import argparse
 import functools
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import impls
-from benchmarks import options
-from benchmarks.compare.client import ProcessFailed, Server
+from benchmarks import ROOT, options
+from benchmarks.compare import packages, targets
+from benchmarks.compare.client import ProcessFailed, ProcessRaised, Server
 from benchmarks.compare.pairing import Cell, Comparison, Row, pairs
-from benchmarks.compare.targets import WORK_TREE, UnknownRevision
+from benchmarks.compare.targets import WORK_TREE, UnknownRevision, is_foreign, level_in
 from benchmarks.environment.progress import track
-from benchmarks.measure.availability import Unmeasurable, check_device, check_timeable
+from benchmarks.measure.availability import Unmeasurable, check_device
 from benchmarks.ranks.pool import needs_ranks
 from benchmarks.workloads import Workload, workload
-from impls.loss import FUNCTIONS
+from impls.loss import FUNCTIONS, INTERPRETED
 
-USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, ProcessFailed)
-REVISIONS = ("base", "head")
+USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, packages.CannotBuild, ProcessFailed)
 # Small: a disturbance of the machine lasts a while, and the shorter a call is, the more often the
 # revisions take turns in that time. GPT-2's logits of 32 tokens still outgrow a core's own caches.
 # GPT-2's head takes 150 ms for 32 tokens.
@@ -33,35 +33,60 @@ DESCRIPTION = """\
 Did a change make a loss slower, heavier or wrong? Base and head run in turn, with an A/A control
 and an injected slowdown.
 
+A target, BASE or HEAD, is one of these:
+  main, HEAD~1, .      a git revision of this clone, or of --repo; . is the working tree
+  NAME==VERSION        a package of that version; also several, with commas; also torch
+  git+URL@REVISION     a package from a repository
+  ./FOLDER             a source tree
+
 exit codes:
   0  nothing regressed
   1  a loss regressed or became wrong
-  2  a loss that was named, or a revision, cannot be measured
+  2  a loss that was named, or a target, cannot be measured
   3  with --strict: a time is inconclusive or unproven
   4  with --strict: nothing was measured, as no loss that can be measured here differs"""
 EXAMPLES = """\
 examples:
   python -m benchmarks compare main                     the working tree against main
   python -m benchmarks compare HEAD~1 HEAD --strict     for a CI job
-  python -m benchmarks compare . . --impl logits.eager  the same code: how noisy is this machine?"""
+  python -m benchmarks compare . . --impl logits.eager  the same code: how noisy is this machine?
+  python -m benchmarks compare liger-kernel==0.8.4 liger-kernel==0.8.5 --impl linear.liger
+  python -m benchmarks compare --repo ../theirs main HEAD --impl their_package.losses:fused_ce"""
 
 
 def main(argv: list[str], server: Server) -> int:
     arguments = parse(argv)
+    from reports.analysis.verdicts import Incomparable
+
+    if arguments.clean:
+        print(packages.clean())
+        return 0
     try:
-        check_timeable()
         check_device(arguments.device)
+        repo = targets.open_repo(arguments.repo) if arguments.repo else ROOT
+        arguments.impl = [targets.relative_to_repo(name, repo) for name in arguments.impl]
         names = {"base": arguments.base, "head": arguments.head}
-        return compare(Comparison(server, names, arguments.dtype, arguments.device), arguments)
-    except USER_ERRORS as error:
+        of = (arguments.dtype, arguments.device, repo, any(map(is_foreign, arguments.impl)))
+        with Comparison(server, names, *of) as revisions:
+            return compare(revisions, arguments)
+    except (*USER_ERRORS, Incomparable) as error:
         print(error, file=sys.stderr)
         return 2
 
 
 def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     names = arguments.impl or changed(revisions)
-    workloads = workloads_of(names, arguments.workload, arguments.device)
-    revisions.begin(names)
+    of = arguments.workload, arguments.device
+    workloads_of([name for name in names if not is_foreign(name)], *of)  # what is wrong shows now
+    unmeasurable = revisions.begin(names, arguments.level)
+    for name in filter(lambda name: revisions.levels[name] == "sharded", names):
+        unmeasurable.setdefault(name, f"{name} runs on ranks: compare measures in one process")
+    for reason in unmeasurable.values():
+        if arguments.impl:
+            raise Unmeasurable(reason)
+        print(f"skipped: {reason}", file=sys.stderr)
+    names = [name for name in names if name not in unmeasurable]
+    workloads = workloads_of(names, *of, revisions.levels)
     import pandas as pd
 
     from reports.analysis.calibration import statement
@@ -74,9 +99,8 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
         verdicts,
     )
 
-    commits = {
-        role: f"{revisions.names[role]} ({short(revisions.commits[role])})" for role in REVISIONS
-    }
+    commits = {role: target.label() for role, target in revisions.targets.items()}
+    differ = targets.differences(*revisions.targets.values())
     if names:
         revisions.give(workloads)
     constant = commits | {"margin": arguments.margin}
@@ -98,8 +122,13 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
         print("no implementation that can be measured here differs; --impl NAME measures it anyway")
         return 4 if arguments.strict else 0
     print(f"{commits['base']} → {commits['head']}, margin {100 * arguments.margin:g} %\n")
+    if differ:
+        print(f"packages that differ: {', '.join(differ)}\n")
     print(markdown(table))
-    print(f"\n{statement(rows[0], arguments.margin)}")
+    if INTERPRETED:
+        print("\nno times: TRITON_INTERPRET is set, and its interpreter shows values, not times")
+    else:
+        print(f"\n{statement(rows[0], arguments.margin)}")
     print(f"\n{len(rows)} rows in {arguments.out}")
     if interrupted:
         raise KeyboardInterrupt
@@ -122,10 +151,10 @@ def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
 
 def changed(revisions: Comparison) -> list[str]:
     """The losses to compare, if none is named. A line for each that differs and is not compared."""
-    for role, only in revisions.unpaired().items():
-        for name in only:
-            print(f"not compared: only {revisions.names[role]} has {name}", file=sys.stderr)
-    found = revisions.changed()
+    both = revisions.targets.values()
+    for target, name in targets.unpaired(*both):
+        print(f"not compared: only {target.name} has {name}", file=sys.stderr)
+    found = targets.changed(*both)
     for name in filter(needs_ranks, found):
         print(f"not compared: {name} runs on ranks", file=sys.stderr)
     return [name for name in found if not needs_ranks(name)]
@@ -142,13 +171,15 @@ def compared_rows(
         try:
             revisions.prepare(name)
             rows = revisions.exact_rows(name)
-        except Unmeasurable as reason:
-            if arguments.impl:
+        except (Unmeasurable, ProcessRaised) as reason:
+            if arguments.impl or (isinstance(reason, ProcessFailed) and not is_foreign(name)):
                 raise
             print(f"skipped: {reason}", file=sys.stderr)
             continue
         yield from rows
-        if all(row["value"] <= 1 for row in rows if row["metric"] == "error"):
+        of_dtype = [row for row in rows if row["dtype"] == arguments.dtype]
+        is_right = all(row["value"] <= 1 for row in of_dtype if row["metric"] == "error")
+        if is_right and not INTERPRETED:
             cells += [Cell(name, pass_) for pass_ in arguments.passes]
     yield from pairs(
         revisions,
@@ -166,15 +197,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=options.HelpFormatter,
     )
-    parser.add_argument("base", metavar="BASE", help="a git revision")
-    parser.add_argument(
-        "head",
-        metavar="HEAD",
-        nargs="?",
-        default=WORK_TREE,
-        help="another revision; . is the working tree",
-    )
+    parser.add_argument("base", metavar="BASE", nargs="?", help="a target")
+    parser.add_argument("head", metavar="HEAD", nargs="?", default=WORK_TREE, help="another target")
+    parser.add_argument("--repo", type=Path, metavar="PATH", help="the clone of git revisions")
     add_cell(parser, "all that differ")
+    parser.add_argument(
+        "--level",
+        choices=("logits", "linear"),
+        help="of a MODULE:FUNCTION whose arguments have other names than PyTorch's",
+    )
+    parser.add_argument(
+        "--clean", action="store_true", help="remove the packages that were built, and do no more"
+    )
     parser.add_argument(
         "--budget",
         type=float,
@@ -194,6 +228,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="the raw pairs, for `python -m reports verdicts FILE`",
     )
     arguments = parser.parse_args(argv)
+    if arguments.base is None and not arguments.clean:
+        parser.error("BASE is missing")
     arguments.passes = arguments.passes or ["forward_backward"]
     return arguments
 
@@ -204,7 +240,8 @@ def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
     options.add(
         parser,
         "--impl",
-        help=f"a name that `python -m impls` lists (repeatable; without it, {impls_if_none})",
+        help="a name that `python -m impls` lists, MODULE:FUNCTION or a path to a file "
+        f"(repeatable; without it, {impls_if_none})",
     )
     options.add(parser, "--pass", help="what to time (repeatable; without it, forward_backward)")
     usual = "; ".join(
@@ -233,10 +270,12 @@ def decided(rows: list[Row], constant: Row) -> set[Cell]:
     return {Cell(one.impl, one.metric) for one in done.itertuples()}
 
 
-def workloads_of(names: list[str], chosen: str | None, device: str) -> dict[str, Workload]:
-    """The workload of each level of ``names``. It depends on the names alone: this process imports
-    no loss, as its file may be broken."""
-    levels = sorted({name.partition(".")[0] for name in names})
+def workloads_of(
+    names: list[str], chosen: str | None, device: str, known: Mapping[str, str] = {}
+) -> dict[str, Workload]:
+    """The workload of each level of ``names``. The names tell the level, or it is ``known``: this
+    process imports no loss, as its file may be broken."""
+    levels = sorted({known.get(name) or level_in(name) for name in names})
     for level in levels:
         if level not in FUNCTIONS:
             raise impls.UnknownImplementation(
@@ -245,10 +284,6 @@ def workloads_of(names: list[str], chosen: str | None, device: str) -> dict[str,
     if of_ranks := [name for name in names if needs_ranks(name)]:
         raise Unmeasurable(f"{of_ranks[0]} runs on ranks: compare measures in one process")
     return {level: workload(chosen or WORKLOADS[device][level]) for level in levels}
-
-
-def short(commit: str) -> str:
-    return commit[:10] + ("+" if commit.endswith("+") else "")
 
 
 def progress(rows: Iterable[Row]) -> Iterator[Row]:

@@ -29,11 +29,16 @@ class ProcessFailed(RuntimeError):
     """A process that measured a revision raised, died or did not answer; the message says which."""
 
 
+class ProcessRaised(ProcessFailed):
+    """It raised, and still answers."""
+
+
 class Process(requests.Process):
     """A process that measures a revision, or that can be forked to do so."""
 
-    def fork(self, name: str = "", source: Path | None = None) -> "Process":
-        """A copy of this process. With a ``source``, it imports ``impls`` from that folder.
+    def fork(self, name: str = "", path: Iterable[str] = (), here: str = "") -> "Process":
+        """A copy of this process, with the folders ``path`` in front of its path, that works in the
+        folder ``here``.
 
         A fork has torch, the tensors and the compiled losses of this process. A process that is
         started anew imports and compiles for seconds (docs/experiments, 0019), and its heap lies
@@ -41,7 +46,7 @@ class Process(requests.Process):
         """
         ours, theirs = requests.pair(LIMIT)
         with theirs:
-            self.ask_later("fork", source=source and str(source))
+            self.ask_later("fork", path=list(path), here=here)
             with suppress(OSError):  # it died: ``answer`` says so
                 send_handle(self.channel, theirs.fileno(), 0)
         self.answer()
@@ -63,7 +68,7 @@ class Process(requests.Process):
             raise ProcessFailed(str(error)) from None
         if isinstance(answer, requests.Raised):
             # Not the exception itself: its class may be of the other revision's impls.
-            raise ProcessFailed(f"{self.name} cannot be measured: {answer.text}")
+            raise ProcessRaised(f"{self.name} cannot be measured: {answer.text}")
         return answer
 
     def __enter__(self) -> Self:
@@ -77,10 +82,12 @@ class Server(Process):
     """The first process, from which all others are forked, and its folder.
 
     Unless it measures ``on_cuda``, it sees no GPU: compiling for the CPU would start CUDA too, and
-    a process that has started CUDA cannot be forked.
+    a process that has started CUDA cannot be forked. ``packages`` is a folder of packages that
+    replace those that are installed here.
     """
 
-    def __init__(self, on_cuda: bool) -> None:
+    def __init__(self, on_cuda: bool, packages: Path | None = None) -> None:
+        self.on_cuda = on_cuda
         self.temporary = tempfile.TemporaryDirectory(
             prefix="cross-entropy-", ignore_cleanup_errors=True
         )
@@ -93,6 +100,7 @@ class Server(Process):
             environment=PROCESS_ENVIRONMENT | ({} if on_cuda else {"CUDA_VISIBLE_DEVICES": ""}),
             limit=LIMIT,
             folder=self.folder,
+            packages=packages,
         )
         super().__init__(started.name, started.channel, started.log, started.popen)
 

@@ -1,4 +1,4 @@
-"""Two revisions of ``impls``, measured in turn by live processes: raw pairs, for verdicts.
+"""Two targets, measured in turn by live processes: raw pairs, for verdicts.
 
 Each process has a bias of its own. So a pair is a fresh set of four processes, and each process has
 a role: the base, the head, and two controls, which run the base again. One control, "planted", has
@@ -6,7 +6,8 @@ an injected slowdown. Each role has a parent process, which has imported the rev
 loss. The processes of a pair are forked from the parents. Base and controls do not share a parent:
 if they do, the head is half a percent slower, because it alone has its own parent
 (docs/experiments, 0019). The parents are forked from a process that has imported torch and holds
-the tensors, so that all processes read the tensors at the same place.
+the tensors, so that all processes read the tensors at the same place. If a target replaces a
+package that this process has imported, such as torch, each role has such a process of its own.
 
 The processes of a pair take turns, call by call, and are idle while another measures. In the order
 of turns, each comes after each of the others equally often, and never after itself: a call right
@@ -19,16 +20,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 
-import impls
-from benchmarks.compare.client import Process, Server, ask_all
-from benchmarks.compare.targets import export, sources
+from benchmarks import ROOT
+from benchmarks.compare.client import Process, ProcessRaised, Server, ask_all
+from benchmarks.compare.targets import is_foreign, level_in, open_targets, what_torch_changes
 from benchmarks.measure import memory
 from benchmarks.measure.availability import Unmeasurable, tensors
 from benchmarks.workloads import Workload
+from impls.loss import INTERPRETED
 
 ROLES = {"base": "base", "head": "head", "control": "base", "planted": "base"}  # role: revision
 TURNS = ((0, 1, 3, 2), (1, 2, 0, 3), (2, 3, 1, 0), (3, 0, 2, 1))  # a Williams design
@@ -38,6 +41,7 @@ BLOCK = {"cpu": 0.004, "cuda": 0.0}
 SECONDS = {"cpu": 1.0, "cuda": 0.25}
 MOST_ROUNDS = 60
 EXACT = ("peak_memory", "saved_memory")
+HALF = "bfloat16"
 
 Row = dict[str, Any]
 
@@ -53,11 +57,21 @@ class Cell:
 class Comparison:
     """Base and head, exported to the server's folder, and a process for each role."""
 
-    def __init__(self, server: Server, names: dict[str, str], dtype: str, device: str):
+    def __init__(
+        self,
+        server: Server,
+        names: dict[str, str],
+        dtype: str,
+        device: str,
+        repo: Path = ROOT,
+        whole: bool = False,  # compare more of this repository than ``impls``
+    ):
         self.server, self.names, self.dtype, self.device = server, names, dtype, device
-        self.commits = {
-            role: export(revision, server.folder / role) for role, revision in names.items()
-        }
+        self.targets = open_targets(names, server.folder, repo, whole)
+        self.stack = ExitStack()  # of the servers below
+        self.servers = dict.fromkeys(ROLES, server)
+        self.levels: dict[str, str] = {}  # of each loss
+        self.environments: dict[str, Row] = {}  # of base and head
         self.workloads: dict[str, Workload] = {}  # by level
         self.compiling = False
         self.prepares = True
@@ -65,43 +79,70 @@ class Comparison:
         self.prepared: list[str] = []  # what the processes of the roles have compiled
         self.calls: dict[Cell, float] = {}  # seconds of a call, from the last pair
 
-    def changed(self) -> list[str]:
-        """The losses of both revisions that differ, in their own file or in an imported file."""
-        base, head = self._losses().values()
-        folder = self.server.folder
-        return [
-            name
-            for name in head
-            if name in base and sources(folder / "base", name) != sources(folder / "head", name)
-        ]
+    def __enter__(self) -> Self:
+        return self
 
-    def unpaired(self) -> dict[str, list[str]]:
-        """The losses that only the base has, and those that only the head has."""
-        base, head = self._losses().values()
-        return {
-            "base": [name for name in base if name not in head],
-            "head": [name for name in head if name not in base],
-        }
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
 
-    def _losses(self) -> dict[str, list[str]]:
-        folder = self.server.folder
-        return {revision: impls.names(folder / revision / "impls") for revision in self.names}
+    def begin(self, names: Iterable[str], level: str | None = None) -> dict[str, str]:
+        """Learn the level of each loss. Returns why a loss cannot be measured, for those losses.
 
-    def begin(self, impls: Iterable[str]) -> None:
-        """Have the server load torch's compiler if a loss needs it, which takes seconds. Meanwhile
-        this process can prepare what to ``give``."""
+        The server then loads torch's compiler if a loss needs it, which takes seconds. Meanwhile
+        this process can prepare what to ``give``. ``level`` is that of the functions whose
+        signature does not tell it.
+        """
+        self._start_servers()
+        found: list[Row] = []
+        unmeasurable: dict[str, str] = {}
         with ExitStack() as stack:
-            both = [stack.enter_context(self._fork(revision)) for revision in self.names]
-            self.compiling = any(
-                any(ask_all(both, "compiles", impl=impl, dtype=self.dtype)) for impl in impls
-            )
+            both = {role: stack.enter_context(self._fork(role)) for role in self.names}
+            for name in names:
+                asked = {
+                    "impl": name,
+                    "dtype": self.dtype,
+                    "level": level if is_foreign(name) else None,
+                }
+                answers = ask_all(both.values(), "describe", **asked)
+                found += answers
+                for role, answer in zip(both, answers, strict=True):
+                    self.levels[name] = answer["level"] or level_in(name)
+                    if answer["unmeasurable"]:
+                        unmeasurable[name] = f"{self.names[role]}: {answer['unmeasurable']}"
+                        break
         # Compiling for CUDA starts CUDA, and a process that has started CUDA cannot be forked. If
         # torch is built for CUDA, compiling for the CPU is no better: the forks have no backward.
-        forkable = self.device == "cpu" and torch.version.cuda is None
-        self.prepares = forkable or not self.compiling
+        forkable = self.device == "cpu" and not any(answer["cuda"] for answer in found)
+        self.compiling = any(answer["compiles"] for answer in found)
+        # Triton's interpreter takes seconds for a call, and has no times.
+        self.prepares = (forkable or not self.compiling) and not INTERPRETED
         self.compiling = self.compiling and forkable
         if self.compiling:
-            self.server.ask_later("compile_once")
+            for server in self._all_servers():
+                server.ask_later("compile_once")
+        return unmeasurable
+
+    def _start_servers(self) -> None:
+        """Start a server for each role, if a target replaces a package that a server imports.
+
+        A server of the base that the A/A control shares would hide from the control what two
+        servers of the same code differ by.
+        """
+        sets = [target.package_set for target in self.targets.values()]
+        modules = {module for one in sets if one is not None for module in one.modules}
+        if not modules & self.server.ask("imported"):
+            return
+        is_free = True
+        for role, of in ROLES.items():
+            one = self.targets[of].package_set
+            if one is None and is_free:
+                is_free = False  # this role keeps the server that is there
+                continue
+            new = Server(self.server.on_cuda, one.folder if one is not None else None)
+            self.servers[role] = self.stack.enter_context(new)
+
+    def _all_servers(self) -> list[Server]:
+        return list(dict.fromkeys(self.servers.values()))
 
     def give(self, workloads: Mapping[str, Workload]) -> None:
         """Give the server the tensors of each level. Raises ``Unmeasurable``."""
@@ -112,15 +153,19 @@ class Comparison:
             del given
         memory.free_cache(self.device)
         if self.compiling:
-            self.server.answer()
-        self.server.ask("give", device=self.device)
-        self.roles = {role: self._fork(of) for role, of in ROLES.items()}
+            for server in self._all_servers():
+                server.answer()
+        levels = {name: level for name, level in self.levels.items() if is_foreign(name)}
+        asked: Row = {"device": self.device, "folder": str(self.server.folder), "levels": levels}
+        ask_all(self._all_servers(), "give", **asked)
+        self.roles = {role: self._fork(role) for role in ROLES}
 
-    def _fork(self, revision: str) -> Process:
-        return self.server.fork(self.names[revision], self.server.folder / revision)
+    def _fork(self, role: str) -> Process:
+        target = self.targets[ROLES[role]]
+        return self.servers[role].fork(target.name, target.path, str(target.here))
 
     def _cell(self, impl: str) -> Row:
-        chosen = self.workloads[impl.partition(".")[0]]
+        chosen = self.workloads[self.levels.get(impl, level_in(impl))]
         names = {"workload": chosen.name, "text": chosen.text_hash}
         return {"impl": impl, "dtype": self.dtype} | names
 
@@ -138,7 +183,7 @@ class Comparison:
             return
         for process in self.roles.values():
             process.close()
-        self.roles = {role: self._fork(of) for role, of in ROLES.items()}
+        self.roles = {role: self._fork(role) for role in ROLES}
         for other in self.prepared:
             ask_all(self.roles.values(), "prepare", impl=other, dtype=self.dtype)
 
@@ -149,17 +194,46 @@ class Comparison:
         for role in self.names:
             with self.roles[role].fork() as process:
                 found = process.ask("bytes_and_errors", impl=impl, dtype=self.dtype)
-                of_cell = process.ask("environment") | self._cell(impl) | {"role": role}
+                in_half = self._errors_in_half(process, impl)
+                self.environments[role] = process.ask("environment")
+                of_cell = self._cell(impl) | {"role": role}
             if "unmeasurable" in found:
                 raise Unmeasurable(f"{self.names[role]}: {found['unmeasurable']}")
             rows += [
                 of_cell | {"metric": metric, "unit": "bytes", "value": found[metric]}
                 for metric in EXACT
             ]
-            parts = zip(found["errors"], found["budgets"], strict=True)
-            worst = max(error / budget for error, budget in parts)
-            rows.append(of_cell | {"metric": "error", "unit": "of its budget", "value": worst})
-        return rows
+            for dtype, errors in {self.dtype: found, HALF: in_half}.items():
+                if errors:
+                    parts = zip(errors["errors"], errors["budgets"], strict=True)
+                    worst = max(error / budget for error, budget in parts)
+                    error: Row = {"metric": "error", "unit": "of its budget", "value": worst}
+                    rows.append(of_cell | error | {"dtype": dtype})
+        return [
+            self._environment(row["role"], self.environments[row["role"]]) | row for row in rows
+        ]
+
+    def _errors_in_half(self, process: Process, impl: str) -> Row:
+        """The errors in half precision, where an upgrade may break a loss that is right in float32.
+
+        They are empty if half precision is compared anyway, or if the loss does not take it.
+        """
+        if self.dtype not in ("float32", "float64"):
+            return {}
+        try:
+            found: Row = process.ask("bytes_and_errors", impl=impl, dtype=HALF)
+        except ProcessRaised:
+            return {}
+        return {} if "unmeasurable" in found else found
+
+    def _environment(self, role: str, found: Row) -> Row:
+        """``found``, with both torches where torch is what is compared, and both its CUDAs.
+
+        A process whose torch is not that of its target keeps its own, and is not comparable.
+        """
+        if found == self.environments.get(ROLES[role]):
+            return found | what_torch_changes(self.targets, self.environments)
+        return found
 
     def pair(self, number: int, cells: Iterable[Cell], slowdown: float) -> Iterator[Row]:
         """The rows of a fresh set of processes; ``slowdown`` is the injected one."""
@@ -173,7 +247,7 @@ class Comparison:
             environments = dict(zip(processes, answers, strict=True))
             for cell in cells:
                 for row in self._rounds(cell, number, processes, slowdown):
-                    yield environments[row["role"]] | row
+                    yield self._environment(row["role"], environments[row["role"]]) | row
 
     def _rounds(
         self, cell: Cell, number: int, processes: Mapping[str, Process], slowdown: float

@@ -11,7 +11,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -39,21 +39,23 @@ class Worker:
     def __init__(self, folder: Path, cores: set[int]):
         self.folder, self.cores = folder, cores
         self.device = "cpu"
+        self.levels: dict[str, str] = {}  # of the losses whose name does not tell it
         self.given: dict[str, dict[str, Tensor]] = {}  # by level
         self.steps: dict[tuple[str, str], Any] = {}
         self.device_times: timers.Calls | None = None  # on CUDA
         self.random = random.Random()
         self.padding: Tensor | None = None
 
-    def give(self, device: str) -> None:
-        """Load the tensors from the folder, which has a file for each level.
+    def give(self, device: str, folder: str = "", levels: Mapping[str, str] = {}) -> None:
+        """Load the tensors from a folder, by default its own, which has a file for each level.
 
         This precedes any fork, so that all forks read them at the same place. They are loaded to
         the CPU: CUDA does not survive a fork.
         """
-        self.device = device
+        self.device, self.levels = device, dict(levels)
         self.given = {
-            file.stem: torch.load(file, map_location="cpu") for file in self.folder.glob("*.pt")
+            file.stem: torch.load(file, map_location="cpu")
+            for file in Path(folder or self.folder).glob("*.pt")
         }
 
     def step(self, impl: str, dtype: str) -> Any:
@@ -65,25 +67,33 @@ class Worker:
         from benchmarks.measure.availability import load
         from benchmarks.measure.step import Step
 
-        loss = load(impl, dtype, self.device)
+        loss = load(impl, dtype, self.device, self.levels.get(impl))
         given = {name: tensor.to(self.device) for name, tensor in self.given[loss.level].items()}
         self.given[loss.level] = given  # on the device, for the next step too
-        return Step(loss, given)
+        floats = {name: given[name].to(getattr(torch, dtype)) for name in given if name != "target"}
+        return Step(loss, given | floats)
 
     def environment(self) -> dict[str, Any]:
         return comparable(self.device)
 
-    def compiles(self, impl: str, dtype: str) -> bool:
-        """Whether the loss calls ``torch.compile`` when it is imported.
+    def imported(self) -> set[str]:
+        """The modules at the top that this process has imported."""
+        return {name.partition(".")[0] for name in sys.modules}
+
+    def describe(self, impl: str, dtype: str, level: str | None = None) -> dict[str, Any]:
+        """The loss's level, and whether it calls ``torch.compile`` when it is imported.
 
         Here ``torch.compile`` does nothing: it would import its compiler, which takes seconds.
         """
         from benchmarks.measure.availability import load
 
         with mock.patch("torch.compile", side_effect=uncompiled) as compile_:
-            with suppress(*unavailable_errors()):  # bytes_and_errors says so
-                load(impl, dtype, self.device)
-            return compile_.called
+            try:
+                found, reason = load(impl, dtype, self.device, level).level, ""
+            except unavailable_errors() as error:  # the class may be of the other revision's impls
+                found, reason = "", str(error)
+            compiles, cuda = compile_.called, torch.version.cuda is not None
+        return {"level": found, "unmeasurable": reason, "compiles": compiles, "cuda": cuda}
 
     def compile_once(self) -> None:
         """Have torch.compile load what it needs, which is most of the time of its first call."""
@@ -127,7 +137,7 @@ class Worker:
         So it may run on any core. All calls that are timed run on one core, the same for all.
         """
         with self.unbound():
-            self.fill(impl.partition(".")[0])
+            self.fill(self.levels.get(impl, impl.partition(".")[0]))
             step = self.step(impl, dtype)
             self.call(step, pass_, slowdown=0.0)
             if self.device == "cuda":
@@ -201,8 +211,7 @@ class Worker:
 
 
 def uncompiled(model: Any = None, **_: Any) -> Any:
-    """Return ``model`` itself; without it, a decorator that does, as ``torch.compile`` has it."""
-    return (lambda model: model) if model is None else model
+    return (lambda model: model) if model is None else model  # a decorator, or what it returns
 
 
 def unavailable_errors() -> tuple[type[Exception], ...]:
@@ -257,7 +266,7 @@ def serve(channel: Connection, worker: Worker) -> None:
     requests.serve(channel, act)
 
 
-def fork(channel: Connection, worker: Worker, source: str | None) -> None:
+def fork(channel: Connection, worker: Worker, path: list[str], here: str) -> None:
     """Fork. The new process never returns: it serves the channel that comes with the request."""
     reap()
     fd = recv_handle(channel)
@@ -266,8 +275,8 @@ def fork(channel: Connection, worker: Worker, source: str | None) -> None:
         return
     try:
         channel.close()
-        if source:  # the folder of impls, which was not imported before
-            sys.path.insert(0, source)
+        sys.path[:0] = path  # it has impls, which was not imported before
+        os.chdir(here or os.curdir)
         serve(Connection(fd), worker)
     finally:
         os._exit(0)

@@ -24,9 +24,9 @@ LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 BOUND_THREADS = {"OMP_PROC_BIND": "true", "GOMP_SPINCOUNT": "20000"}
 
 
-def first_on_path(folder: Path) -> dict[str, str]:
-    """The PYTHONPATH of a child process: ``folder``, then this process's PYTHONPATH."""
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+def first_on_path(*folders: Path) -> dict[str, str]:
+    """The PYTHONPATH of a child process: ``folders``, then this process's PYTHONPATH."""
+    paths = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(paths)}
 
 

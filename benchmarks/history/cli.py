@@ -13,7 +13,8 @@ from pathlib import Path
 
 import impls
 from benchmarks import ROOT, options
-from benchmarks.compare.targets import UnknownRevision, export, sources
+from benchmarks.compare.sources import sources
+from benchmarks.compare.targets import UnknownRevision, export
 from benchmarks.history import asv
 from benchmarks.measure.availability import check_device, check_timeable
 from benchmarks.ranks.pool import needs_ranks

@@ -29,19 +29,20 @@ def check_timeable() -> None:
         raise Unmeasurable("TRITON_INTERPRET is set: its interpreter shows values, not times")
 
 
-def load(name: str, dtype: str, device: str) -> impls.Loss:
-    """The implementation ``name``.
+def load(name: str, dtype: str, device: str, level: str | None = None) -> impls.Loss:
+    """The implementation ``name``. ``level`` is that of a function whose signature does not tell.
 
     Raises ``Unmeasurable`` if it does not run in ``dtype`` on ``device``, or not here.
     """
     check_device(device)
-    return load_for(name, dtype, device)
+    return load_for(name, dtype, device, level)
 
 
-def load_for(name: str, dtype: str, device: str) -> impls.Loss:
+def load_for(name: str, dtype: str, device: str, level: str | None = None) -> impls.Loss:
     """As ``load``, but ``device`` need not be here."""
     try:
-        loss = impls.load(name)
+        # compare measures old revisions of ``impls`` too, whose ``load`` takes the name alone.
+        loss = impls.load(name, level) if level else impls.load(name)
     except impls.Unavailable as error:
         raise Unmeasurable(f"{name} {error}") from error
     for kind, wanted, supported in (

@@ -232,6 +232,8 @@ def markdown(table: pd.DataFrame) -> str:
     """The verdicts as a Markdown table, for a terminal or a pull request."""
     lines = ["| impl | what | base | head | change | verdict |", "|:--|:--|--:|--:|--:|:--|"]
     for one in table.itertuples():
+        is_other = one.dtype != table["dtype"].iloc[0]
+        what = f"{one.metric} in {one.dtype}" if is_other else one.metric
         unit = "" if one.metric == "error" else f" {one.unit}"
         number = "{:,.0f}" if one.unit == "bytes" else "{:.3g}"
         base, head = (number.format(value) + unit for value in (one.base, one.head))
@@ -240,9 +242,7 @@ def markdown(table: pd.DataFrame) -> str:
             change = f"{_percent(one.ratio)} [{_percent(one.low)}, {_percent(one.high)}]"
         elif one.unit == "bytes":
             change = f"{one.head - one.base:+,.0f} bytes"
-        lines.append(
-            f"| {one.impl} | {one.metric} | {base} | {head} | {change} | **{one.verdict}** |"
-        )
+        lines.append(f"| {one.impl} | {what} | {base} | {head} | {change} | **{one.verdict}** |")
     return "\n".join(lines)
 
 

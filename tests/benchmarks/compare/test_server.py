@@ -67,7 +67,7 @@ def test_what_compiles_is_known_as_it_is_imported(tmp_path) -> None:
         from pathlib import Path
         from benchmarks.compare.server import Worker
         asked = Worker(Path(), set())
-        print([asked.compiles(name, "float32") for name in {names}])
+        print([asked.describe(name, "float32")["compiles"] for name in {names}])
         print("torch._dynamo" in sys.modules, "torch._inductor" in sys.modules)
     """
     assert in_a_process(code) == ["[False, False, True, True]", "False False"]
@@ -123,7 +123,7 @@ def test_a_loss_that_never_returns_is_named_in_time_and_its_process_killed(
     with client.Server(on_cuda=False) as asked:
         torch.save(GIVEN["logits"], asked.folder / "logits.pt")
         asked.ask("give", device="cpu")
-        fork = asked.fork("HEAD", tmp_path)
+        fork = asked.fork("HEAD", [str(tmp_path)])
         monkeypatch.setattr(client, "LIMIT", 2.0)
         with pytest.raises(
             client.ProcessFailed, match=r"^HEAD did not answer 'prepare' within 2 s$"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ROOT
-from benchmarks.compare.targets import sources
+from benchmarks.compare.sources import sources
 
 FILES = {
     "__init__.py": "import impls.loss",
