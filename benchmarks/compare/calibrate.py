@@ -9,8 +9,8 @@ from benchmarks import options
 from benchmarks.compare.cli import USER_ERRORS, add_cell, progress, workloads_of
 from benchmarks.compare.client import Server
 from benchmarks.compare.pairing import Cell, Comparison, Row
-from benchmarks.compare.targets import WORK_TREE
-from benchmarks.measure.availability import check_device, check_timeable
+from benchmarks.compare.targets import WORK_TREE, is_foreign
+from benchmarks.measure.availability import Unmeasurable, check_device, check_timeable
 
 SAME = {"base": WORK_TREE, "head": WORK_TREE}
 CELLS = ["logits.builtin", "logits.eager", "logits.fused", "linear.builtin"]
@@ -64,12 +64,15 @@ def same_against_same(arguments: argparse.Namespace) -> Iterator[Row]:
     from reports.analysis.verdicts import injected_slowdown
 
     cells = [Cell(name, pass_) for name in arguments.impl for pass_ in arguments.passes]
-    workloads = workloads_of(arguments.impl, arguments.workload, arguments.device)
     for number in range(-(-arguments.comparisons // len(cells))):
         with Server(arguments.device == "cuda") as server:
-            revisions = Comparison(server, SAME, arguments.dtype, arguments.device)
-            revisions.begin(arguments.impl)
-            revisions.give(workloads)
+            of = (arguments.dtype, arguments.device)
+            whole = any(map(is_foreign, arguments.impl))
+            revisions = Comparison(server, SAME, *of, whole=whole)
+            for reason in revisions.begin(arguments.impl).values():
+                raise Unmeasurable(reason)
+            chosen = arguments.workload, arguments.device, revisions.levels
+            revisions.give(workloads_of(arguments.impl, *chosen))
             for name in arguments.impl:
                 revisions.prepare(name)
             for pair in range(arguments.pairs):

@@ -142,10 +142,11 @@ def build(asked: Sequence[str], folder: Path) -> None:
         made = Path(name)
         (made / "tmp").mkdir()
         (made / "set" / "packages").mkdir(parents=True)
-        print(f"building an environment with {', '.join(asked)}", file=sys.stderr)
+        print(f"resolving {', '.join(asked)}", file=sys.stderr)
         installer = Uv(made) if shutil.which("uv") else Pip(made)
         lock = installer.resolve(asked)
         if lock:  # without the name in front of a URL: pip refuses it before file:///
+            print(f"building an environment with {', '.join(lock)}", file=sys.stderr)
             what = [line.partition(" @ ")[2] or line for line in lock]
             installer.install(what, made / "set" / "packages")
         (made / "set" / "lock.txt").write_text("".join(f"{line}\n" for line in lock))

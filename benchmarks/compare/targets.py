@@ -32,9 +32,9 @@ class Target:
     name: str  # as the user wrote it
     commit: str  # "" if there is none; "+" at its end says that the files differ from it
     folder: Path  # has ``impls``
+    here: Path  # the folder that relative paths of losses start from
     roots: tuple[Path, ...] = ()  # further source trees for the path
     package_set: packages.PackageSet | None = None
-    here: Path = ROOT  # the folder that relative paths of losses start from
     asked: tuple[str, ...] = ()  # the packages, if it is packages
 
     @property
@@ -191,7 +191,7 @@ def open_target(name: str, folder: Path, repo: Path, whole: bool) -> Target:
                 raise UnknownRevision(f"{one!r} is no package: write NAME==VERSION")
         found = packages.package_set(asked)
         export(WORK_TREE, folder)
-        return Target(name, "", folder, package_set=found, here=repo, asked=asked)
+        return Target(name, "", folder, repo, package_set=found, asked=asked)
     place = Path(name).expanduser()
     is_path = name != WORK_TREE and re.match(r"[.~/]", name)
     if is_path and not place.is_dir():
@@ -200,7 +200,7 @@ def open_target(name: str, folder: Path, repo: Path, whole: bool) -> Target:
         return source_tree(name, place.resolve(), WORK_TREE, folder)
     if whole or repo != ROOT:
         return source_tree(name, repo, name, folder)
-    return Target(name, export(name, folder), folder)
+    return Target(name, export(name, folder), folder, folder)
 
 
 def source_tree(name: str, place: Path, revision: str, folder: Path) -> Target:
@@ -212,10 +212,10 @@ def source_tree(name: str, place: Path, revision: str, folder: Path) -> Target:
     else:
         commit = export(revision, tree, place, "")
     if (tree / "impls" / "loss.py").is_file():  # a clone of this repository
-        return Target(name, commit, tree, here=tree)
+        return Target(name, commit, tree, tree)
     export(WORK_TREE, folder)
     roots = tuple(root for root in (tree / "src", tree) if root.is_dir())
-    return Target(name, commit, folder, roots, here=tree)
+    return Target(name, commit, folder, tree, roots)
 
 
 def export(revision: str, folder: Path, repo: Path = ROOT, part: str = "impls") -> str:

@@ -119,7 +119,7 @@ def test_what_does_not_differ_is_not_measured(clone) -> None:
 
 def test_what_only_one_revision_has_and_what_needs_ranks_is_named(clone) -> None:
     (clone / "impls/logits/eager.py").rename(clone / "impls/logits/renamed.py")
-    change(clone, "import torch\n", "import torch  # changed\n", "impls/sharded/fused.py")
+    change(clone, "import torch\n", "import torch\n\nCHANGED = True\n", "impls/sharded/fused.py")
     change(clone, "logits.eager", "logits.renamed", "impls/logits/compiled.py")
     _, out, errors = compare(clone, "HEAD", "--workload", "notebook", "--budget", "1")
     assert "not compared: only HEAD has logits.eager\n" in errors
