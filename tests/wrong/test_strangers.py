@@ -1,4 +1,4 @@
-"""The gate of a loss from outside this repository: its groups of properties, its report."""
+"""The gate of a loss from outside this repository: groups of properties and the short report."""
 
 import os
 import subprocess
