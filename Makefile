@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: bench history test test-all lint gpu wheelhouse clean
+.PHONY: bench history test test-all lint rivals gpu wheelhouse clean
 
 # This commit's losses, in the environment that is there: asv builds none. A range of commits is
 # for `asv run`, which builds a wheel of each.
@@ -40,6 +40,16 @@ lint: .venv/ready
 	ruff format --check .
 	mypy
 
+# The losses of the libraries that people train with, in an environment of their own (rivals.txt says
+# why): about forty minutes on two cores. Triton kernels run in Triton's interpreter.
+RIVALS := logits.transformers logits.torchtitan logits.olmo_core linear.torchtune linear.trl \
+	linear.nemo_automodel sharded.megatron
+TRITON_RIVALS := linear.fla sharded.liger
+GATE := OMP_WAIT_POLICY=passive .venv-rivals/bin/python -m pytest tests/gate --require-all --quiet
+rivals: .venv-rivals/ready
+	$(GATE) $(addprefix --impl ,$(RIVALS))
+	TRITON_INTERPRET=1 $(GATE) $(addprefix --impl ,$(TRITON_RIVALS))
+
 # On a GPU machine, which may lack a network and git: with the Python that is there, and the packages
 # that it lacks from the wheels of another machine's `make wheelhouse`.
 WHEELS ?= wheels
@@ -69,5 +79,10 @@ wheelhouse:
 	fi
 	touch $@
 
+.venv-rivals/ready: rivals.txt
+	$(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --quiet --no-deps --requirement rivals.txt
+	touch $@
+
 clean:
-	rm -rf .venv .asv .benchmarks build *.egg-info reports/out
+	rm -rf .venv .venv-rivals .asv .benchmarks build *.egg-info reports/out

@@ -21,25 +21,13 @@ from impls.shared.reduction import (
     reduce_counted,
     result_dtype,
 )
-from impls.shared.shards import LocalDistribution, all_reduce, gather_local, local_distribution
-
-
-class ReplicatedInput(torch.autograd.Function):
-    """The hidden states, the same on every rank. Backward sums the ranks' gradients of them."""
-
-    @staticmethod
-    def forward(ctx, input, group):
-        ctx.group = group
-        return input.view_as(input)
-
-    @staticmethod
-    @first_order
-    def backward(ctx, grad):
-        whole = grad.to(
-            accumulation_dtype(grad.dtype), copy=True, memory_format=torch.contiguous_format
-        )
-        all_reduce(whole, ctx.group)
-        return whole.to(grad.dtype), None
+from impls.shared.shards import (
+    LocalDistribution,
+    ReplicatedInput,
+    all_reduce,
+    gather_local,
+    local_distribution,
+)
 
 
 class RowLosses(torch.autograd.Function):

@@ -10,9 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
-from impls.shared.reduction import accumulation_dtype, check_range, clear_ignored, locate
+from impls.shared.reduction import (
+    accumulation_dtype,
+    check_range,
+    clear_ignored,
+    first_order,
+    locate,
+)
 
 
 class LocalDistribution(NamedTuple):
@@ -46,6 +53,24 @@ def all_reduce(tensor: Tensor, group: Any, op: Any = dist.ReduceOp.SUM) -> Tenso
     """Write the sum over the ranks over ``tensor``, which is contiguous as NCCL wants it."""
     dist.all_reduce(tensor, op, group)
     return tensor
+
+
+class ReplicatedInput(torch.autograd.Function):
+    """The hidden states, the same on every rank. Backward sums the ranks' gradients of them."""
+
+    @staticmethod
+    def forward(ctx, input, group):
+        ctx.group = group
+        return input.view_as(input)
+
+    @staticmethod
+    @first_order
+    def backward(ctx, grad):
+        whole = grad.to(
+            accumulation_dtype(grad.dtype), copy=True, memory_format=torch.contiguous_format
+        )
+        all_reduce(whole, ctx.group)
+        return whole.to(grad.dtype), None
 
 
 def slice_sizes(linear_weight: Tensor, group: Any) -> Tensor:
@@ -102,3 +127,20 @@ def gather_local(x: Tensor, y: Tensor, is_local: Tensor) -> Tensor:
     if x.shape[1] == 0:
         return x.new_zeros(len(x))
     return x.gather(1, y[:, None]).squeeze(1).where(is_local, 0)
+
+
+def pad_slices(
+    x: Tensor, target: Tensor, linear_weight: Tensor, group: Any
+) -> tuple[Tensor, Tensor]:
+    """Slices of one size, for a loss that assumes that each rank holds as many classes.
+
+    Each rank's logits x (N, V_r) get columns of -inf up to the largest V_r, R of which are the new
+    vocabulary. The targets (N,) are numbered anew; outside [0, V) they are outside of it too. The
+    host reads the sizes. If all are the same, nothing is copied.
+    """
+    sizes = slice_sizes(linear_weight, group)
+    largest, ends = int(sizes.max()), sizes.cumsum(0)
+    rank = torch.searchsorted(ends, target, right=True)
+    target = rank * largest + target - F.pad(ends, (1, 0))[rank]
+    missing = largest - x.shape[1]
+    return F.pad(x, (0, missing), value=-torch.inf) if missing else x, target
