@@ -24,14 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 PIN = re.compile(r"[A-Za-z0-9][\w.-]*(\[[\w.,-]+\])?==[\w.+!-]+")
 UNREACHABLE = re.compile(
     r"connection (error|broken|refused)|NewConnectionError|NameResolution|Max retries|timed out"
     r"|Could not resolve host|dns error|error sending request|Failed to establish",
     re.IGNORECASE,
 )
+SAID_EVERY = 10.0  # seconds
 ERROR = re.compile(r"(ERROR|error|fatal|cause): |[×╰─▶]+ ")  # of pip, git and uv
 BUILDING = "building-"
 
@@ -239,13 +238,14 @@ def run(command: Sequence[str], folder: Path, asked: Sequence[str]) -> str:
 
 
 def wait(poll: Callable[[], int | None], folder: Path) -> None:
-    with tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
-        start = time.monotonic()
-        while poll() is None:
-            time.sleep(0.05)
-            if not bar.disable and time.monotonic() - start > bar.n:
-                bar.n += 1
-                bar.set_description_str(f"{bar.n} s, {bytes_in(folder) / 1e6:,.0f} MB")
+    """Wait until ``poll()`` has a result. Say every ten seconds how large ``folder`` is."""
+    start = said = time.monotonic()
+    while poll() is None:
+        time.sleep(0.05)
+        if (now := time.monotonic()) - said > SAID_EVERY:
+            said = now
+            size = f"{bytes_in(folder) / 1e6:,.0f} MB"
+            print(f"building: {now - start:.0f} s, {size}", file=sys.stderr, flush=True)
 
 
 def why(said: str, asked: Sequence[str]) -> str:

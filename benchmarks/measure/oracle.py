@@ -14,7 +14,7 @@ CHUNK = 2**26  # elements of a large tensor that are in float64 at once
 # What rounding may add to twice the native loss's error, in relative norm: a few units in the last
 # place, or one unit in half precision. In float64 the oracle itself is rounded.
 BAND = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
-NATIVE_BANDS = 8
+NATIVE_BANDS = 24
 
 
 def cross_entropy(

@@ -156,7 +156,8 @@ def test_where_nothing_fits_no_file_is_left(tmp_path, monkeypatch, capsys) -> No
 def test_a_mistyped_command_is_said(capsys) -> None:
     assert main(["compar", "HEAD"]) == 2
     assert capsys.readouterr().err == (
-        "no command 'compar'; there are side-by-side, compare, calibrate, plan, edge-cases, gpu\n"
+        "no command 'compar'; there are side-by-side, compare, calibrate, plan, edge-cases, "
+        "history, gpu\n"
     )
 
 
@@ -201,8 +202,8 @@ def test_a_mistyped_profile_gets_a_line(tmp_path) -> None:
     )
     assert run.returncode == 1
     assert (
-        run.stderr
-        == "BENCHMARK_PROFILE is 'fast': it must be one of quick, regular, large, rehearsal\n"
+        run.stderr == "BENCHMARK_PROFILE is 'fast': it must be one of quick, regular, large, "
+        "history, gpu, rehearsal\n"
     )
 
 

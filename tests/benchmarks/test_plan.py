@@ -187,7 +187,8 @@ def test_a_size_that_no_one_has_allocates_nothing(tmp_path) -> None:
     logits, weight = 2**17 * 128256 * 2, 128256 * 16384 * 2
     assert rows.loc["linear.builtin", "peak_memory"] > 3 * logits
     fused = rows.loc["linear.fused"]
-    assert fused["peak_memory"] < weight + 2**17 * 16384 * 2 + 4096 * 128256 * 2 * 1.01
+    # Sixteen chunks.
+    assert fused["peak_memory"] < weight + 2**17 * 16384 * 2 + 2**13 * 128256 * 2 * 1.01
     assert fused["compute_ms"] == pytest.approx(1e3 * fused["flops"] / 989e12)
     assert fused["flops"] == 3 * logits * 16384
     assert fused["fits"]

@@ -71,7 +71,8 @@ def check_ignored_not_finite(loss: impls.Loss) -> None:
 
 def check_rows_apart(loss: impls.Loss) -> None:
     """The value and gradient of a row depend on no other row, not on a row of nan either."""
-    case = Case(n=600, reduction="none").fit(loss)
+    # If D or V is odd, torch's own product in bfloat16 spreads the nan to another row on some CPUs.
+    case = Case(n=600, v=12, d=8, reduction="none").fit(loss)
     if case.reduction != "none":
         raise SkipTest("no reduction of none")
     tensors = case.tensors(loss)

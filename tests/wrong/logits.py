@@ -130,8 +130,8 @@ class Rows(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def gradient(ctx, upstream):
-        _, p, y, w, total, everywhere, counts = ctx.saved_tensors
+    def gradient(ctx, saved, upstream):
+        input, p, y, w, total, everywhere, counts = saved
         bug = ctx.bug
         if bug == "stale_softmax" and _last[0].shape == p.shape:
             p = _last[0]
@@ -150,8 +150,8 @@ class Rows(torch.autograd.Function):
             grad = grad * (1 + 1e-4)
         if bug == "zeros":
             grad = torch.zeros_like(grad)
-        if bug == "column_major" and ctx.saved_tensors[0].stride(1) != 1:
-            grad = ctx.saved_tensors[0].to(grad.dtype)
+        if bug == "column_major" and input.stride(1) != 1:
+            grad = input.to(grad.dtype)
         if bug == "first_ignored" and len(counts) and not counts[0]:
             grad = torch.zeros_like(grad)
         if bug == "first_upstream" and len(upstream):
@@ -166,16 +166,17 @@ class Rows(torch.autograd.Function):
         if torch.is_grad_enabled() and bug != "second_derivative":
             view = "view size is not compatible with input tensor's size and stride"
             raise RuntimeError(view if bug == "create_graph" else "no second derivative")
-        input = ctx.saved_tensors[0]
+        saved = ctx.saved_tensors  # once: a checkpoint makes them anew, and a second time raises
+        input = saved[0]
         if bug == "scaled_in_place":
             if ctx.grad is None:
-                ctx.grad = Rows.gradient(ctx, torch.ones_like(upstream))
+                ctx.grad = Rows.gradient(ctx, saved, torch.ones_like(upstream))
             grad = ctx.grad.mul_(upstream[:, None])
         elif bug == "ignored_gradient":
             largest = upstream.abs().max() if len(upstream) else upstream
-            grad = Rows.gradient(ctx, torch.where(upstream == 0, largest, upstream))
+            grad = Rows.gradient(ctx, saved, torch.where(upstream == 0, largest, upstream))
         else:
-            grad = Rows.gradient(ctx, upstream)
+            grad = Rows.gradient(ctx, saved, upstream)
         grad = grad.to(input.dtype)
         if bug == "overwrites_in_backward":
             input.data.copy_(grad)

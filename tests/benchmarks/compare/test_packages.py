@@ -141,7 +141,7 @@ def test_versions_of_a_package_are_compared_to_the_byte_and_in_half_precision(in
 
 
 def test_a_package_that_the_first_process_imports_gets_processes_of_its_own(index) -> None:
-    """tqdm is such a package. A process that has it would never see the other version."""
+    """psutil is such a package. A process that has it would never see the other version."""
     for version in ("99.0", "99.1"):
         wheel(index, version, name="psutil")
     code, _, errors = compare("psutil==99.0", "psutil==99.1", "--impl", "logits.builtin")
@@ -243,7 +243,7 @@ def test_a_package_of_a_repository_at_a_tag(index, tmp_path, monkeypatch) -> Non
 
 
 def test_what_is_here_needs_no_environment_and_what_was_built_is_kept(index, monkeypatch) -> None:
-    assert packages.package_set([f"tqdm=={packages.installed('tqdm')}"]) is None
+    assert packages.package_set([f"psutil=={packages.installed('psutil')}"]) is None
     wheel(index, "1.0")
     made = packages.package_set([f"{PACKAGE}==1.0"])
     monkeypatch.setattr(packages, "build", lambda *_: pytest.fail("it was built again"))
