@@ -109,8 +109,8 @@ def start(
 ) -> Process:
     """Run ``main(*arguments, FD)`` of ``module``, which serves the socket FD, in a new session.
 
-    Ctrl-C spares a session of its own. What the process prints goes to ``log``. ``packages`` is a
-    folder of packages that replace those of this process.
+    Ctrl-C spares a session of its own. What the process prints goes to ``log``. The packages
+    in the folder ``packages`` replace this process's packages of the same names.
     """
     # Not "-m": the module would be "__main__" then, and be imported again by its name to unpickle.
     code = f"import sys; from {module} import main; main(*sys.argv[1:])"

@@ -89,8 +89,8 @@ class Comparison:
         """Learn the level of each loss. Returns why a loss cannot be measured, for those losses.
 
         The server then loads torch's compiler if a loss needs it, which takes seconds. Meanwhile
-        this process can prepare what to ``give``. ``level`` is that of the functions whose
-        signature does not tell it.
+        this process can prepare what to ``give``. Where the signature of a function does not tell
+        the function's level, ``level`` tells it.
         """
         self._start_servers()
         found: list[Row] = []
@@ -229,7 +229,7 @@ class Comparison:
     def _environment(self, role: str, found: Row) -> Row:
         """``found``, with both torches where torch is what is compared, and both its CUDAs.
 
-        A process whose torch is not that of its target keeps its own, and is not comparable.
+        A process whose torch differs from its target's torch keeps its own, and is not comparable.
         """
         if found == self.environments.get(ROLES[role]):
             return found | what_torch_changes(self.targets, self.environments)

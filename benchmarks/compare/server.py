@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks import requests
 from benchmarks.environment.description import comparable
-from benchmarks.measure import memory, timers
+from benchmarks.measure import memory, timers, torch_compat
 
 PADDING = 64, 2**20  # a unit in bytes, and how many units at most
 LAST_THREAD = 2.0  # seconds in which the threads of a call end, on a busy machine too
@@ -290,8 +290,7 @@ def reap() -> None:
 
 
 def main(folder: str, fd: str) -> None:
-    # torch's compiler uses tqdm where it is installed. Its monitor is a thread that stays.
-    torch.hub.tqdm.monitor_interval = 0
+    torch_compat.stop_progress_monitor()
     # The cores of the process that asks. OpenMP binds this process to one of them.
     linux = hasattr(os, "sched_getaffinity")
     cores = os.sched_getaffinity(os.getppid()) if linux else set()

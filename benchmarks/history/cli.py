@@ -101,7 +101,7 @@ def changes(
 ) -> Iterator[Commit]:
     """Each commit with the losses ``among`` the named to measure: all, or those that changed.
 
-    A loss changed if it differs from that of the commit before in the list.
+    A loss changed if it differs from the same loss at the commit before in the list.
     """
     before: Mapping[str, object] = {}
     for hash in hashes:

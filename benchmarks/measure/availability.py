@@ -30,7 +30,7 @@ def check_timeable() -> None:
 
 
 def load(name: str, dtype: str, device: str, level: str | None = None) -> impls.Loss:
-    """The implementation ``name``. ``level`` is that of a function whose signature does not tell.
+    """The implementation ``name``. Where a function's signature does not tell, ``level`` does.
 
     Raises ``Unmeasurable`` if it does not run in ``dtype`` on ``device``, or not here.
     """

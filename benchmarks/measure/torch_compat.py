@@ -56,6 +56,14 @@ def spin(cycles: int) -> None:
     torch.cuda._sleep(cycles)
 
 
+def stop_progress_monitor() -> None:
+    """Keep the progress bars of torch's compiler from starting a thread, which would never end.
+
+    The bars are tqdm's, where it is installed, else torch's own.
+    """
+    torch.hub.tqdm.monitor_interval = 0
+
+
 def schema_of(func: Any) -> Any:
     """The schema of an operator: its name, and which arguments the operator changes."""
     return func._schema

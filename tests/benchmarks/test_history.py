@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import ROOT
 from benchmarks.__main__ import main
-from benchmarks.history import cli
+from benchmarks.history import asv, cli
 from reports.readers.files import read
 
 EAGER = "impls/logits/eager.py"
@@ -70,6 +70,19 @@ def test_numbers_of_a_commit_are_kept_and_not_measured_again(tmp_path, monkeypat
     assert main(command) == 0
     assert "0 commits were added" in capsys.readouterr().out
     pd.testing.assert_frame_equal(read([tmp_path / "rows.csv"])[0], rows)
+
+
+def test_a_commit_that_gives_no_numbers_is_said_and_the_others_go_on(
+    commits, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(cli, "why_not", lambda: "")
+    monkeypatch.setattr(cli, "resolve", lambda revision: revision)
+    monkeypatch.setattr(asv, "asv", lambda log, *_, **__: log.write(b"why\n"))
+    out = tmp_path / "rows.csv"
+    assert main(["history", *commits, "--impl", "logits.eager", "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("failed: asv gave no numbers; it said: why") == 3
+    assert "0 commits were added" in said
 
 
 def test_an_unknown_revision_is_one_line(tmp_path, capsys, monkeypatch) -> None:

@@ -148,3 +148,23 @@ def test_without_the_library_or_its_permission_nothing_is_known(log, nvml, monke
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gpu_state.card("cuda") is None
     assert gpu_state.card("cpu") is None
+
+
+def test_an_injected_slowdown_follows_the_clock_of_the_device(log, monkeypatch) -> None:
+    """The clock rises from 1 to 2 GHz after the start, as that of a card does under load."""
+    clock, spins = [1e6], []  # cycles in a millisecond
+
+    def times(self, calls, host):
+        calls[0]()
+        spins.clear()
+        calls[1]()
+        return [2.0, spins[0] / clock[0]]
+
+    monkeypatch.setattr(timers.torch_compat, "spin", spins.append)
+    monkeypatch.setattr(timers.EventTimer, "times", times)
+    calls = timers.Calls(lambda: lambda: None)
+    assert calls.seconds(0.03) == pytest.approx(2.06e-3, rel=1e-3)
+    clock[0] = 2e6
+    calls.seconds(0.03)
+    assert calls.seconds(0.03) == pytest.approx(2.06e-3, rel=1e-3)
+    assert calls.seconds(0.0) == 2e-3

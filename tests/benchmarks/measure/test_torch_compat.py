@@ -248,3 +248,9 @@ def test_torch_nn_LinearCrossEntropyOptions_is_missed_by_one_loss_alone() -> Non
     else:
         with pytest.raises(impls.Unavailable, match="needs another version of torch"):
             impls.load("linear.torch_chunked")
+
+
+def test_torch_hub_tqdm_has_a_monitor_that_can_be_stopped(monkeypatch) -> None:
+    monkeypatch.setattr(torch.hub.tqdm, "monitor_interval", 10, raising=False)
+    torch_compat.stop_progress_monitor()
+    assert torch.hub.tqdm.monitor_interval == 0
