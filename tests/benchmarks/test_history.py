@@ -1,6 +1,9 @@
 """``python -m benchmarks history``: which losses it measures of which commits, and its CSV."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -39,6 +42,32 @@ def test_each_commit_is_measured_for_the_losses_that_it_changed(commits, tmp_pat
 def test_named_commits_are_measured_whole_and_named_losses_alone(commits, tmp_path) -> None:
     *_, third = cli.changes(commits, tmp_path, measure_all=True, among=["linear.fused"])
     assert third.losses == ["linear.fused"]
+
+
+def test_an_old_commit_has_todays_registry_and_what_its_losses_import(
+    tmp_path, monkeypatch
+) -> None:
+    """The suites call today's registry. The first commits had another one, and other names."""
+
+    def export(revision, folder):
+        shutil.copytree(ROOT / "impls" / "logits", folder / "impls" / "logits")
+        (folder / "impls" / "loss.py").write_text(f"UNTRACEABLE = {revision!r}\n")
+        with (folder / EAGER).open("a") as eager:
+            eager.write("\nfrom impls.loss import UNTRACEABLE\n")
+
+    monkeypatch.setattr(cli, "export", export)
+    first, second = cli.changes(["a", "b"], tmp_path, measure_all=False, among=["logits.eager"])
+    assert first.losses == ["logits.eager"]
+    assert second.losses == []  # what differs is the commit's loss.py alone
+    code = "import impls; print(impls.load('logits.eager').options, impls.logits.eager.UNTRACEABLE)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(second.folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.endswith("b\n"), run.stderr
 
 
 def test_what_is_done_is_left_out_and_builtin_shows_whether_the_machine_moved(tmp_path) -> None:

@@ -27,6 +27,12 @@ from tests.gate.case import (
 )
 from tests.gate.values import HALVES, judge
 
+# What a loss says that has no second backward: torch ("a second time"), torch.compile
+# ("retain_graph"), and losses whose first backward takes what forward saved.
+REFUSES_SECOND_BACKWARD = re.compile(
+    "second|twice|again|retain_graph|earlier backward|already|in-?place", re.IGNORECASE
+)
+
 
 def check_upstream(loss: impls.Loss) -> None:
     """Backward multiplies each row by its own upstream gradient, of any size and sign."""
@@ -71,7 +77,12 @@ def check_backward_twice(loss: impls.Loss) -> None:
             kept = [grad.clone() for grad in first]
             second = backward(value, leaves, case.upstream(), retain_graph=True)
             third = backward(value, leaves, -1.5 * case.upstream())
-        except RuntimeError:  # what torch.compile makes of retain_graph
+        except RuntimeError as error:
+            message = str(error).partition("\n")[0]
+            expect(
+                REFUSES_SECOND_BACKWARD.search(message) is not None,
+                f"a second backward raises for another reason: {message} ({case})",
+            )
             continue
         for name, a, b in zip(leaves, kept, third, strict=True):
             what = f"the gradient of {name} of a third backward, for -1.5 × the upstream gradient,"

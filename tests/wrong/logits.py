@@ -275,9 +275,8 @@ def cross_entropy(bug):
         if bug == "no_grad" and not torch.is_grad_enabled():
             losses = losses * 0
         if reduction == "mean":
-            number = (
-                counts.sum() if weight is None or bug == "weight_mean" else (w[y] * counts).sum()
-            )
+            unweighted = weight is None or bug == "weight_mean"
+            number = counts.sum() if unweighted else (w[y] * counts).sum()
             if bug == "mean_counts_ignored":
                 number = n
             if bug == "all_ignored_is_zero":

@@ -20,6 +20,7 @@ BUGS = {
     ),
     "upstream_contiguous": ("strides", "the strides of the upstream gradient are not read"),
     "scaled_once": ("backward_twice", "a second backward returns the gradient of the first"),
+    "second_raises": ("backward_twice", "a second backward raises an error about a view"),
     "needs_graph": ("inference_mode", "forward makes a graph, and raises under inference_mode"),
 }
 
@@ -42,6 +43,8 @@ class Scaled(torch.autograd.Function):
             # An expanded upstream has one number; what is read beyond it is not the loss's.
             is_there = upstream.untyped_storage().size() >= upstream.nbytes
             upstream = upstream.as_strided(upstream.shape, (1,)) if is_there else upstream
+        if ctx.bug == "second_raises" and ctx.scaled is not None:
+            raise RuntimeError("view size is not compatible with input tensor's size and stride")
         if ctx.scaled is None or ctx.bug != "scaled_once":
             ctx.scaled = (grad * upstream[:, None]).to(ctx.half)
         return None, ctx.scaled.clone(), None, None
