@@ -14,6 +14,7 @@ COMMANDS = {
     DEFAULT: ("side_by_side.cli", "measure all losses in turn, now (the default command)"),
     "compare": ("compare.cli", "tell whether a change made a loss slower, heavier or wrong"),
     "calibrate": ("compare.calibrate", "measure how often compare is wrong on this machine"),
+    "bisect": ("bisect.cli", "find the commit or release that made a loss worse"),
     "plan": ("plan.cli", "predict memory, operations and least time of each loss at any size"),
     "edge-cases": ("edge_cases", "run each loss in each edge case and say what it does"),
     "history": ("history.cli", "measure each commit that changed a loss"),

@@ -57,6 +57,22 @@ def add(parser: argparse.ArgumentParser, option: str, **changes: Any) -> None:
     parser.add_argument(option, **OPTIONS[option] | changes)
 
 
+def add_pairing(parser: argparse.ArgumentParser) -> None:
+    """The options of a comparison of two targets."""
+    parser.add_argument("--repo", type=Path, metavar="PATH", help="the clone of git revisions")
+    parser.add_argument(
+        "--level",
+        choices=("logits", "linear"),
+        help="of a MODULE:FUNCTION whose arguments have other names than PyTorch's",
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=60.0,
+        help="seconds for each time, which is inconclusive after that",
+    )
+
+
 def chosen_losses(
     named: list[str], dtype: str, device: str, among: Sequence[str] = ()
 ) -> list[impls.Loss]:

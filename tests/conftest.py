@@ -136,9 +136,15 @@ def rank_parameters(name: str, counts: tuple[int, ...], level: str | None) -> li
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what compiles many graphs as slow. Keep what ``--impl`` and ``--only`` name."""
+    """Mark what compiles many graphs as slow. Keep what ``--impl`` and ``--only`` name.
+
+    One worker of pytest-xdist runs all tests of a file. In the gate it runs all tests of a loss, so
+    that no other worker compiles the loss again.
+    """
     names = {name for group in only(config) for name in GROUPS[group]}
     for item in items:
+        if config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group(group(item)))
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         if "loss" in parameters and parameters.get("test") in MANY_GRAPHS:
             name, _ = parameters["loss"]
@@ -152,6 +158,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             about = [item for item in about if tested(item).partition(".")[0] in names]
         config.hook.pytest_deselected(items=[item for item in items if item not in about])
         items[:] = about
+
+
+def group(item: pytest.Item) -> str:
+    """The name of the tests that one worker runs: of a loss in the gate, of a file elsewhere."""
+    of_gate = "loss" in getattr(item, "fixturenames", ()) and hasattr(item, "callspec")
+    return item.callspec.params["loss"][0] if of_gate else item.nodeid.partition("::")[0]
 
 
 def tested(item: pytest.Item) -> str:

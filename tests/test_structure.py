@@ -15,7 +15,7 @@ LAYERS = [
     {"ranks"},
     {"measure"},
     {"side_by_side", "plan", "compare"},
-    {"history"},
+    {"history", "bisect"},
     {"gpu"},
 ]
 FILES = [file for of in ("benchmarks", "impls", "reports") for file in (ROOT / of).rglob("*.py")]

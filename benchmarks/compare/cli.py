@@ -199,21 +199,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("base", metavar="BASE", nargs="?", help="a target")
     parser.add_argument("head", metavar="HEAD", nargs="?", default=WORK_TREE, help="another target")
-    parser.add_argument("--repo", type=Path, metavar="PATH", help="the clone of git revisions")
     add_cell(parser, "all that differ")
-    parser.add_argument(
-        "--level",
-        choices=("logits", "linear"),
-        help="of a MODULE:FUNCTION whose arguments have other names than PyTorch's",
-    )
+    options.add_pairing(parser)
     parser.add_argument(
         "--clean", action="store_true", help="remove the packages that were built, and do no more"
-    )
-    parser.add_argument(
-        "--budget",
-        type=float,
-        default=60.0,
-        help="seconds for each time, which is inconclusive after that",
     )
     parser.add_argument(
         "--strict",
@@ -235,8 +224,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
-    from reports.analysis.verdicts import parse_margin
-
     options.add(
         parser,
         "--impl",
@@ -244,6 +231,13 @@ def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
         f"(repeatable; without it, {impls_if_none})",
     )
     options.add(parser, "--pass", help="what to time (repeatable; without it, forward_backward)")
+    add_input(parser)
+
+
+def add_input(parser: argparse.ArgumentParser) -> None:
+    """The options of what is measured of a loss."""
+    from reports.analysis.verdicts import parse_margin
+
     usual = "; ".join(
         f"on {device}, " + " and ".join(f"{name} for {level}" for level, name in of_levels.items())
         for device, of_levels in WORKLOADS.items()

@@ -7,7 +7,6 @@ what is installed here. It is built under another name and then renamed, so no h
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -81,6 +80,11 @@ def installed(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "none"
+
+
+def has_pip() -> bool:
+    """Asked of the metadata: after ``find_spec("pip")`` setuptools cannot be imported any more."""
+    return installed("pip") != "none"
 
 
 def canonical(name: str) -> str:
@@ -168,7 +172,7 @@ class Pip:
     """Asks pip which packages differ from those that are here, and installs these alone."""
 
     def __init__(self, folder: Path) -> None:
-        if importlib.util.find_spec("pip") is None:
+        if not has_pip():
             raise CannotBuild("neither uv nor pip is here to install packages with")
         self.folder = folder
         self.pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]

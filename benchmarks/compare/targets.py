@@ -162,7 +162,7 @@ def relative_to_repo(name: str, repo: Path) -> str:
 
 def open_repo(path: Path) -> Path:
     """The folder at the top of the clone at ``path``."""
-    top = _git(path, "rev-parse", "--show-toplevel")
+    top = git(path, "rev-parse", "--show-toplevel")
     if top.returncode:
         raise UnknownRevision(f"{path} is no git repository")
     return Path(os.fsdecode(top.stdout).rstrip("\n"))
@@ -228,17 +228,11 @@ def export(revision: str, folder: Path, repo: Path = ROOT, part: str = "impls") 
         copy_work_tree(folder, repo, part)
         if shutil.which("git") is None or "CROSS_ENTROPY_BENCH_COMMIT" in os.environ:
             return os.environ.get("CROSS_ENTROPY_BENCH_COMMIT", "")
-        head = _git(repo, "rev-parse", "HEAD")
-        changed = _git(repo, "status", "--porcelain", "--", part or ".").stdout.strip()
+        head = git(repo, "rev-parse", "HEAD")
+        changed = git(repo, "status", "--porcelain", "--", part or ".").stdout.strip()
         return head.stdout.decode().strip() + ("+" if changed else "")
-    commit = _git(repo, *VERIFY, f"{revision}^{{commit}}")
-    if commit.returncode:
-        shallow = _git(repo, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
-        hint = "; this clone is shallow: `git fetch --unshallow` gets the rest" if shallow else ""
-        where = "this clone" if repo == ROOT else str(repo)
-        raise UnknownRevision(f"no revision {revision!r} in {where}{hint}")
-    name = commit.stdout.decode().strip()
-    archive = _git(repo, "archive", "--format=tar", name, *filter(None, [part]))
+    name = resolve(revision, repo)
+    archive = git(repo, "archive", "--format=tar", name, *filter(None, [part]))
     if archive.returncode:
         raise UnknownRevision(f"{revision} has no {part}: {archive.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
@@ -246,15 +240,26 @@ def export(revision: str, folder: Path, repo: Path = ROOT, part: str = "impls") 
     return name
 
 
+def resolve(revision: str, repo: Path = ROOT) -> str:
+    """The commit of ``revision``. Raises ``UnknownRevision``."""
+    commit = git(repo, *VERIFY, f"{revision}^{{commit}}")
+    if commit.returncode:
+        shallow = git(repo, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
+        hint = "; this clone is shallow: `git fetch --unshallow` gets the rest" if shallow else ""
+        where = "this clone" if repo == ROOT else str(repo)
+        raise UnknownRevision(f"no revision {revision!r} in {where}{hint}")
+    return commit.stdout.decode().strip()
+
+
 VERIFY = ("rev-parse", "--verify", "--quiet", "--end-of-options")
 
 
 def is_revision(name: str, repo: Path) -> bool:
-    return _git(repo, *VERIFY, f"{name}^{{commit}}").returncode == 0
+    return git(repo, *VERIFY, f"{name}^{{commit}}").returncode == 0
 
 
 def is_clone(place: Path) -> bool:
-    return shutil.which("git") is not None and not _git(place, "rev-parse", "HEAD").returncode
+    return shutil.which("git") is not None and not git(place, "rev-parse", "HEAD").returncode
 
 
 def copy_work_tree(folder: Path, repo: Path, part: str) -> None:
@@ -271,11 +276,11 @@ def copy_work_tree(folder: Path, repo: Path, part: str) -> None:
 
 
 def _files(repo: Path) -> Iterator[str]:
-    listed = _git(repo, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
+    listed = git(repo, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout
     yield from filter(None, os.fsdecode(listed).split("\0"))
 
 
-def _git(repo: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+def git(repo: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     if shutil.which("git") is None:
         raise UnknownRevision(
             "git is not installed here: only ., the working tree, can be compared"

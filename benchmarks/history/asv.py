@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,6 @@ SETTINGS = {
     "repo": str(ROOT),
     "branches": ["HEAD"],
     "environment_type": "virtualenv",
-    "benchmark_dir": str(ROOT / "benchmarks"),
 }
 
 
@@ -38,6 +38,7 @@ def run(
     scratch.mkdir(exist_ok=True)
     config, results, log = (scratch / f"{commit}{end}" for end in (".conf.json", "", ".log"))
     places = {"results_dir": results, "env_dir": scratch / "env", "html_dir": scratch / "html"}
+    places["benchmark_dir"] = harness(scratch)
     config.write_text(json.dumps(SETTINGS | {name: str(path) for name, path in places.items()}))
     levels = "|".join(sorted({name.partition(".")[0] for name in losses}))
     suites = rf"^({levels})\.{device.upper()}\.track_"
@@ -56,6 +57,17 @@ def run(
     if not rows:
         raise Failed(f"asv gave no numbers; it said: {last_line(log)}")
     return len(list(options.append_rows(out, rows, columns())))
+
+
+def harness(scratch: Path) -> Path:
+    """A copy of ``benchmarks``, so that all commits are measured alike if the user edits it."""
+    folder = scratch / "harness"
+    for name in ("benchmarks", "impls"):
+        if not (folder / name).exists():
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+    return folder / "benchmarks"
 
 
 def asv(log: IO[bytes], *arguments: str, environment: dict[str, str] | None = None) -> None:

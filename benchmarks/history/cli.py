@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import impls
 from benchmarks import ROOT, options
 from benchmarks.compare.sources import sources
-from benchmarks.compare.targets import UnknownRevision, export
+from benchmarks.compare.targets import UnknownRevision, export, git, resolve
 from benchmarks.history import asv
 from benchmarks.measure.availability import check_device, check_timeable
 from benchmarks.ranks.pool import needs_ranks
@@ -153,22 +152,10 @@ def unmeasured(commits: list[Commit], done: set[tuple[str, str]]) -> Iterator[Co
             yield Commit(commit.hash, sorted(left | builtin), commit.folder)
 
 
-def resolve(revision: str) -> str:
-    commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    if not commit:
-        raise UnknownRevision(f"no revision {revision!r} in this clone")
-    return commit
-
-
 def changing_commits() -> list[str]:
     """The commits that changed ``impls``, the oldest first. A merge changes nothing itself."""
     order = ("--reverse", "--topo-order", "--no-merges")
-    return git("rev-list", *order, "HEAD", "--", "impls").split()
-
-
-def git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return git(ROOT, "rev-list", *order, "HEAD", "--", "impls").stdout.decode().split()
 
 
 def why_not() -> str:

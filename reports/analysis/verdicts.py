@@ -237,13 +237,16 @@ def markdown(table: pd.DataFrame) -> str:
         unit = "" if one.metric == "error" else f" {one.unit}"
         number = "{:,.0f}" if one.unit == "bytes" else "{:.3g}"
         base, head = (number.format(value) + unit for value in (one.base, one.head))
-        change = ""
-        if one.unit == "ms":
-            change = f"{_percent(one.ratio)} [{_percent(one.low)}, {_percent(one.high)}]"
-        elif one.unit == "bytes":
-            change = f"{one.head - one.base:+,.0f} bytes"
-        lines.append(f"| {one.impl} | {what} | {base} | {head} | {change} | **{one.verdict}** |")
+        cells = (one.impl, what, base, head, change_of(one), f"**{one.verdict}**")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def change_of(one: Any) -> str:
+    """The change in a row of ``verdicts``: a time's with its interval, bytes; "" for an error."""
+    if one.unit == "ms":
+        return f"{_percent(one.ratio)} [{_percent(one.low)}, {_percent(one.high)}]"
+    return f"{one.head - one.base:+,.0f} bytes" if one.unit == "bytes" else ""
 
 
 def _percent(ratio: float) -> str:

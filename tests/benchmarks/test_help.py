@@ -21,7 +21,7 @@ def test_help_lists_every_command(capsys) -> None:
     assert listed == list(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["side-by-side", "plan", "edge-cases", "gpu"])
+@pytest.mark.parametrize("command", ["side-by-side", "bisect", "plan", "edge-cases", "gpu"])
 def test_examples_are_understood(command: str, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
@@ -46,4 +46,4 @@ def test_examples_are_understood(command: str, monkeypatch, capsys) -> None:
         for key, names in {"impl": impls.names(), "workload": WORKLOADS}.items():
             given = arguments.get(key) or []
             for name in given if isinstance(given, list) else [given]:
-                assert name.partition("@")[0] in [*names, "my_loss.py"]
+                assert ":" in name or name.partition("@")[0] in [*names, "my_loss.py"]
