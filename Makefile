@@ -28,7 +28,7 @@ history: .venv/ready
 PINNED := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=67108864
 
 # Two workers, and the ranks that they start, share the cores: a thread that waits leaves its own.
-PYTEST := OMP_WAIT_POLICY=passive pytest --benchmark-skip --numprocesses 2 --dist loadfile
+PYTEST := OMP_WAIT_POLICY=passive pytest --benchmark-skip --numprocesses 2 --dist loadgroup
 test: .venv/ready
 	$(PYTEST) -m 'not slow'
 
