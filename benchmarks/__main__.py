@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": ("compare.cli", "tell whether a change made a loss slower, heavier or wrong"),
     "calibrate": ("compare.calibrate", "measure how often compare is wrong on this machine"),
     "bisect": ("bisect.cli", "find the commit or release that made a loss worse"),
+    "watch": ("bisect.watch", "compare the last releases of the packages with losses"),
     "plan": ("plan.cli", "predict memory, operations and least time of each loss at any size"),
     "edge-cases": ("edge_cases", "run each loss in each edge case and say what it does"),
     "history": ("history.cli", "measure each commit that changed a loss"),

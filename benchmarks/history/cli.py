@@ -112,17 +112,20 @@ def changes(
 ) -> Iterator[Commit]:
     """Each commit with the losses ``among`` the named to measure: all, or those that changed.
 
-    A loss changed if it differs from the same loss at the commit before in the list.
+    A loss changed if it differs from the same loss at the commit before in the list. It is measured
+    at the next commit too, as a step between two levels needs two numbers of each.
     """
     before: Mapping[str, object] = {}
+    new: list[str] = []
     for hash in hashes:
         folder = scratch / hash
         export(hash, folder)
         use_current_registry(folder / "impls")
         now = {name: sources(folder, name) for name in impls.names(folder / "impls")}
-        changed = [name for name in now if measure_all or now[name] != before.get(name)]
-        yield Commit(hash, [name for name in changed if name in among], folder)
-        before = now
+        newer = [name for name in now if measure_all or now[name] != before.get(name)]
+        chosen = [name for name in now if name in {*newer, *new} and name in among]
+        yield Commit(hash, chosen, folder)
+        before, new = now, newer
 
 
 def use_current_registry(folder: Path) -> None:

@@ -17,14 +17,25 @@ def groups(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The histories whose numbers can be compared: one quantity in one environment.
 
     Shares are left out, as more overlap is no regression. First calls are left out, as the
-    compiler's cache decides them. Of asv's times the multiples of the reference stand for the
-    milliseconds, as a machine changes its speed from commit to commit.
+    compiler's cache decides them. Where there are multiples of the reference, they stand for the
+    milliseconds, as a machine changes its speed from commit to commit. So they do for asv's times.
     """
     rows = with_failures(rows)
     rows = rows[(rows["unit"] != "share") & (rows["metric"] != "first_call")]
-    rows = rows[(rows["source"] != "asv") | (rows["unit"] != "ms")]
+    rows = rows[~((rows["unit"] == "ms") & ((rows["source"] == "asv") | has_multiple(rows)))]
     found = rows.groupby([*SERIES_ENVIRONMENT, *QUANTITY], dropna=False, sort=False)
     return [group for _, group in found]
+
+
+def has_multiple(rows: pd.DataFrame) -> pd.Series:
+    """For each row, whether its time is there as a multiple of the reference too."""
+    cell = [*SERIES_ENVIRONMENT, "workload", "text", "dtype", "metric"]
+    named = rows[cell].astype(object).fillna("").astype(str)
+    is_multiple = named["metric"].str.endswith("_multiple")
+    bare = named[is_multiple].assign(metric=named["metric"].str.removesuffix("_multiple"))
+    multiples = set(bare.itertuples(index=False, name=None))
+    found = [one in multiples for one in named.itertuples(index=False, name=None)]
+    return pd.Series(found, index=rows.index, dtype=bool)
 
 
 def with_failures(rows: pd.DataFrame) -> pd.DataFrame:

@@ -23,6 +23,7 @@ KINDS = {
     "pairs": {"role", "pair", "block"},
     "plan": {"impl", "not_simulated"},
     "gate": {"impl", "property", "outcome"},
+    "watch": {"package", "what", "verdict"},
 }
 
 
@@ -58,8 +59,8 @@ def read(paths: Iterable[Path]) -> tuple[pd.DataFrame, list[str]]:
 def kind(file: Path) -> str:
     """The kind of results in a file, by its first line.
 
-    "pairs" are raw pairs of ``compare``, a "plan" is of ``plan``, "gate" has outcomes of the gate,
-    and "edge_cases" is of ``edge-cases``. Any other file may have "numbers".
+    "pairs" are raw pairs of ``compare``, a "plan" is of ``plan``, a "watch" is of ``watch``, "gate"
+    has outcomes of the gate, and "edge_cases" is of ``edge-cases``. Any other may have "numbers".
     """
     try:
         with file.open(newline="", encoding="utf-8") as lines:

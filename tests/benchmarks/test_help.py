@@ -21,7 +21,9 @@ def test_help_lists_every_command(capsys) -> None:
     assert listed == list(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["side-by-side", "bisect", "plan", "edge-cases", "gpu"])
+@pytest.mark.parametrize(
+    "command", ["side-by-side", "bisect", "watch", "plan", "edge-cases", "gpu"]
+)
 def test_examples_are_understood(command: str, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

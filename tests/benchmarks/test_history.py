@@ -18,8 +18,9 @@ EAGER = "impls/logits/eager.py"
 
 @pytest.fixture
 def commits(monkeypatch):
-    """Three commits: the first adds this ``impls``, the second edits eager, the third a README."""
-    edits = {"first": (), "second": (EAGER,), "third": (EAGER, "impls/README.md")}
+    """Four commits: the first adds this ``impls``, the second edits eager, the others a README."""
+    later = (EAGER, "impls/README.md")
+    edits = {"first": (), "second": (EAGER,), "third": later, "fourth": later}
 
     def export(revision, folder):
         shutil.copytree(ROOT / "impls", folder / "impls")
@@ -33,10 +34,11 @@ def commits(monkeypatch):
 
 def test_each_commit_is_measured_for_the_losses_that_it_changed(commits, tmp_path) -> None:
     names = cli.runnable("cpu")
-    first, second, third = cli.changes(commits, tmp_path, measure_all=False, among=names)
+    first, second, third, fourth = cli.changes(commits, tmp_path, measure_all=False, among=names)
     assert first.losses == names
-    assert second.losses == ["logits.compiled", "logits.eager"]  # compiled compiles eager
-    assert third.losses == []
+    assert second.losses == names  # the first commit's losses, a second time
+    assert third.losses == ["logits.compiled", "logits.eager"]  # compiled compiles eager
+    assert fourth.losses == []
 
 
 def test_named_commits_are_measured_whole_and_named_losses_alone(commits, tmp_path) -> None:
@@ -56,9 +58,10 @@ def test_an_old_commit_has_todays_registry_and_what_its_losses_import(
             eager.write("\nfrom impls.loss import UNTRACEABLE\n")
 
     monkeypatch.setattr(cli, "export", export)
-    first, second = cli.changes(["a", "b"], tmp_path, measure_all=False, among=["logits.eager"])
-    assert first.losses == ["logits.eager"]
-    assert second.losses == []  # what differs is the commit's loss.py alone
+    commits = cli.changes(["a", "b", "c"], tmp_path, measure_all=False, among=["logits.eager"])
+    _, second, third = commits
+    assert second.losses == ["logits.eager"]  # a second time
+    assert third.losses == []  # what differs is the commit's loss.py alone
     code = "import impls; print(impls.load('logits.eager').options, impls.logits.eager.UNTRACEABLE)"
     run = subprocess.run(
         [sys.executable, "-c", code],
@@ -110,7 +113,7 @@ def test_a_commit_that_gives_no_numbers_is_said_and_the_others_go_on(
     out = tmp_path / "rows.csv"
     assert main(["history", *commits, "--impl", "logits.eager", "--out", str(out)]) == 1
     said = capsys.readouterr().out
-    assert said.count("failed: asv gave no numbers; it said: why") == 3
+    assert said.count("failed: asv gave no numbers; it said: why") == len(commits)
     assert "0 commits were added" in said
 
 
