@@ -1,16 +1,17 @@
 """Where a series steps or drifts, and by how much.
 
-Times are cut where asv's ``step_detect`` cuts them. Bytes and counts have no noise: each new value
-is a step. Small steps in the same direction that follow each other add up. A straight line that
-explains the numbers better than steps is a drift.
+Times are cut as asv's ``step_detect`` cuts them, but for one difference: see ``segments``. Bytes
+and counts have no noise: each new value is a step. Small steps in the same direction that follow
+each other add up. A straight line that explains the numbers better than steps is a drift.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from asv.step_detect import detect_steps
+from asv.step_detect import get_mu_dist, solve_potts_approx
 from scipy import stats
 
 SEGMENT = 2  # commits at least on either side of a step in time: one alone proves nothing
@@ -56,7 +57,29 @@ def cut(values: pd.Series, margin: float, mode: str) -> list[pd.Series]:
         return [part for _, part in values.groupby((values != values.shift()).cumsum())]
     if values.max() - values.min() <= least_change(values.iloc[0], margin, mode):
         return [values]
-    return [values.iloc[left:right] for left, right, *_ in detect_steps(list(values))]
+    ends = segments(list(values))
+    return [values.iloc[left:right] for left, right in pairwise([0, *ends])]
+
+
+def segments(values: list[float]) -> list[int]:
+    """The ends of the parts of a series: a constant in each part, as few parts as explain it.
+
+    They minimise log(Σ|value − constant|) + 4 ln(n)/n · parts, as asv's ``detect_steps`` does. But
+    ``detect_steps`` first takes the correlation of successive values out, and a series that is
+    higher for some commits and then back looks like such a correlation. It finds no step in 17
+    commits of which six are 30 % higher, at a scatter of 3 %.
+    """
+    count = len(values)
+    weights = [1.0] * count
+    parts = get_mu_dist(values, weights)
+    whole = parts.dist(0, count - 1)
+    best, found = np.inf, [count]
+    for share in np.geomspace(1e-3, 2, 30):  # of the whole's distance, that a part must save
+        ends, _, distances = solve_potts_approx(values, weights, share * whole, mu_dist=parts)
+        cost = np.log(sum(distances) + 1e-3 * whole) + 4 * np.log(count) / count * len(ends)
+        if cost < best:
+            best, found = cost, ends
+    return found
 
 
 def noise_of(values: pd.Series, parts: list[pd.Series]) -> float:

@@ -69,6 +69,23 @@ def test_a_step_is_found_where_it_began_and_where_it_was_fixed() -> None:
     assert one.confidence > 0.999
 
 
+def test_some_commits_that_are_slower_and_then_fixed_are_found_in_a_short_history() -> None:
+    """As 3ff046e and 59b31e8 of this repository. Neighbours that are alike do not hide it."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        values = np.repeat([3.2, 4.2, 3.2], [4, 6, 7]) * np.exp(rng.normal(0, 0.02, 17))
+        [one] = regressions(series("mine", list(values)), 0.05)
+        assert (one.commit, one.fixed) == ("c4", "c10")
+
+
+def test_noise_in_a_short_history_is_a_regression_in_less_than_two_of_a_hundred() -> None:
+    found = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        found += bool(regressions(series("mine", list(np.exp(rng.normal(0, 0.04, 8)))), 0.05))
+    assert found < 4
+
+
 def test_noise_and_drops_are_no_regressions() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
