@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "dest": "passes",
         "action": "append",
         "choices": PASSES,
-        "help": "what to time (repeatable; without it, all)",
+        "help": "what to time (repeatable; without it, all); backward adds forward_backward",
     },
 }
 
@@ -55,6 +55,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def add(parser: argparse.ArgumentParser, option: str, **changes: Any) -> None:
     """Add ``option`` to the parser, with ``changes`` to its settings in ``OPTIONS``."""
     parser.add_argument(option, **OPTIONS[option] | changes)
+
+
+def with_total(passes: Sequence[str] | None) -> list[str]:
+    """``passes``, with forward_backward if backward is among them.
+
+    A loss that makes its gradient in forward has a short backward, so backward alone misleads.
+    """
+    chosen = list(passes or ())
+    if "backward" in chosen and "forward_backward" not in chosen:
+        chosen.append("forward_backward")
+    return chosen
 
 
 def chosen_losses(
