@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "dest": "passes",
         "action": "append",
         "choices": PASSES,
-        "help": "what to time (repeatable; without it, all)",
+        "help": "what to time (repeatable; without it, all); backward adds forward_backward",
     },
 }
 
@@ -71,6 +71,17 @@ def add_pairing(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         help="seconds for each time, which is inconclusive after that",
     )
+
+
+def with_total(passes: Sequence[str] | None) -> list[str]:
+    """``passes``, with forward_backward if backward is among them.
+
+    A loss that makes its gradient in forward has a short backward, so backward alone misleads.
+    """
+    chosen = list(passes or ())
+    if "backward" in chosen and "forward_backward" not in chosen:
+        chosen.append("forward_backward")
+    return chosen
 
 
 def chosen_losses(

@@ -219,7 +219,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.base is None and not arguments.clean:
         parser.error("BASE is missing")
-    arguments.passes = arguments.passes or ["forward_backward"]
+    arguments.passes = options.with_total(arguments.passes) or ["forward_backward"]
     return arguments
 
 
@@ -230,7 +230,11 @@ def add_cell(parser: argparse.ArgumentParser, impls_if_none: str) -> None:
         help="a name that `python -m impls` lists, MODULE:FUNCTION or a path to a file "
         f"(repeatable; without it, {impls_if_none})",
     )
-    options.add(parser, "--pass", help="what to time (repeatable; without it, forward_backward)")
+    options.add(
+        parser,
+        "--pass",
+        help="what to time (repeatable; without it, forward_backward, which backward adds too)",
+    )
     add_input(parser)
 
 

@@ -191,12 +191,12 @@ class Worker:
         pass_of_step = self.run_of(step, pass_)
 
         def run() -> Any:
-            start = time.perf_counter()
+            start = timers.perf_counter()
             result = pass_of_step()
             if slowdown:
-                now = time.perf_counter()
+                now = timers.perf_counter()
                 until = now + slowdown * (now - start)
-                while time.perf_counter() < until:
+                while timers.perf_counter() < until:
                     pass
             return result
 

@@ -9,6 +9,7 @@ from torch import Tensor
 import impls
 from benchmarks.measure import oracle
 from benchmarks.measure.memory import free_bytes
+from benchmarks.measure.timers import restore_meters
 from benchmarks.ranks import torchrun
 from benchmarks.workloads import Workload
 
@@ -45,6 +46,8 @@ def load_for(name: str, dtype: str, device: str, level: str | None = None) -> im
         loss = impls.load(name, level) if level else impls.load(name)
     except impls.Unavailable as error:
         raise Unmeasurable(f"{name} {error}") from error
+    if replaced := restore_meters():
+        raise Unmeasurable(f"{name} replaces {replaced}, so it is not measured")
     for kind, wanted, supported in (
         ("device", device, loss.support.devices),
         ("dtype", dtype, dtypes_on(loss.support, device)),

@@ -1,7 +1,7 @@
 """Counts what a rank sends to the other ranks in a call, and times the collectives."""
 
-import time
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -76,11 +76,11 @@ class Collectives(torch_compat.TorchDispatchMode):
         if not self.wait:
             return func(*args, **kwargs)
         synchronize(self.device)
-        start = time.perf_counter()
+        start = perf_counter()
         result = func(*args, **kwargs)
         torch_compat.wait(result)
         synchronize(self.device)
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(perf_counter() - start)
         return result
 
 

@@ -3,9 +3,12 @@
 With several ranks, each rank gets the largest count of all ranks.
 """
 
+import ctypes
 import gc
 import itertools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,6 +17,9 @@ import torch
 from benchmarks.measure import torch_compat
 from benchmarks.measure.timers import synchronize
 from benchmarks.ranks import torchrun
+
+RESIDENT = Path("/proc/self/status")  # of Linux
+PEAK_RESET = Path("/proc/self/clear_refs")
 
 
 def free_bytes(device: str) -> int:
@@ -80,6 +86,28 @@ def saved_memory(forward: Callable[[], Any], device: str) -> int:
     else:
         saved = sum(_cpu_allocations(forward))
     return int(torchrun.largest(saved))
+
+
+def outside_torch(run: Callable[[], Any]) -> int:
+    """Bytes of CPU memory, at least, that ``run()`` holds besides those of torch's allocator.
+
+    How far the resident memory of this process rises, less all that torch allocates meanwhile. So
+    gaps between torch's blocks do not count, and what torch frees during ``run()`` hides as many
+    bytes. 0 where Linux's peak of the resident memory cannot be reset.
+    """
+    if not os.access(PEAK_RESET, os.W_OK):
+        return 0
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free, but was touched, would not count
+    PEAK_RESET.write_text("5")
+    before = _resident("VmRSS")
+    allocated = sum(size for size in _cpu_allocations(run) if size > 0)
+    return max(0, _resident("VmHWM") - before - allocated)
+
+
+def _resident(name: str) -> int:
+    [line] = [line for line in RESIDENT.read_text().splitlines() if line.startswith(name)]
+    return 1024 * int(line.split()[1])
 
 
 def _cpu_allocations(run: Callable[[], Any]) -> list[int]:

@@ -32,6 +32,22 @@ class Step:
             return dict(self.given)
         return {**self.given, "input": self.given["input"].detach().clone()}
 
+    def renew_input(self) -> None:
+        """Write the given input over what the loss made of its own copy of it."""
+        self.tensors["input"].data.copy_(self.given["input"].data)
+
+    def swap_rows(self, rows: tuple[int, int], names: Iterable[str] = ("input", "target")) -> None:
+        """Let two rows change places. The tensors stay at their addresses.
+
+        With their targets, the loss of the batch stays the same. autograd counts no change.
+        """
+        one, other = rows
+        for name in names:
+            tensor = self.given[name].data
+            row = tensor[one].clone()
+            tensor[one] = tensor[other]
+            tensor[other] = row
+
     def forward(self) -> Tensor:
         return self.loss.fn(**self.tensors)
 

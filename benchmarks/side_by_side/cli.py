@@ -178,7 +178,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="the CSV to add rows to",
     )
     arguments = parser.parse_args(argv)
-    arguments.passes = arguments.passes or PASSES
+    arguments.passes = options.with_total(arguments.passes) or PASSES
     if arguments.text is not None and not arguments.text.is_file():
         parser.error(f"no file {arguments.text}")
     return arguments

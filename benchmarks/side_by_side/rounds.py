@@ -4,7 +4,7 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from benchmarks.measure import collectives, memory, timers
 from benchmarks.measure.references import REFERENCES, Reference, ShardedReference
 from benchmarks.measure.step import PASSES, ShardedStep, Step, describe_excess, step_of
 from benchmarks.ranks import torchrun
+from benchmarks.side_by_side import refusals
 from benchmarks.side_by_side.failures import DeviceLost, Failures
 from benchmarks.side_by_side.noise import noisy_times
 from benchmarks.side_by_side.rows import Row, exact_row
@@ -24,6 +25,8 @@ ROUNDS = (9, 60)  # at least, at most
 # Seconds that all rounds may take together. The least number of rounds may take longer. A GPU needs
 # fewer seconds: its samples scatter by less than 1 %.
 SECONDS = {"cpu": 20.0, "cuda": 8.0}
+
+OUTSIDE = 2**25  # bytes outside torch's allocator that get a line; oneDNN and MKL hold fewer
 
 Samples = dict[tuple[str, str], list[Sample]]  # by implementation and metric, by round
 
@@ -43,8 +46,9 @@ def measure(
 
     First calls, errors and memory come first, each as soon as it is measured. The times of all
     losses follow. Ctrl-C or ``DeviceLost`` ends the rounds: the rows of the samples so far come
-    first, then the exception. A loss whose gradients are wrong has no times. A loss that raises has
-    a row "failed" and no further numbers.
+    first, then the exception. A loss whose gradients are wrong has no times, nor has a loss that
+    ``refusals`` names. A loss that raises has a row "failed" and no further numbers. ``tensors``
+    keep their addresses, but their rows change places.
 
     All ranks measure a sharded loss in lock step, and each of them gets the same rows.
     """
@@ -52,10 +56,13 @@ def measure(
 
     def first_call(loss: impls.Loss) -> Iterator[Row]:
         step = step_of(loss, tensors)
-        yield exact_row(loss.name, "first_call", "s", timers.seconds(step.forward_backward, device))
+        seconds = timers.seconds(step.forward_backward, device)
+        if replaced := timers.restore_meters():
+            raise RuntimeError(f"it replaces {replaced}")
+        yield exact_row(loss.name, "first_call", "s", seconds)
 
     yield from rows_of_each("first calls", losses, failures, first_call)
-    correct = yield from errors_and_memory(losses, tensors, dtype, failures)
+    correct, budget = yield from errors_and_memory(losses, tensors, dtype, failures)
     memory.free_cache(device)
     reference = REFERENCES[losses[0].level](tensors)
     yield exact_row(reference.name, "peak_memory", "bytes", reference.gradient_bytes())
@@ -69,13 +76,16 @@ def measure(
     sampler = Sampler(steps, device)
     samples: Samples = {}
     noisy: set[tuple[str, str]] = set()
+    refused: set[str] = set()
     interruption = None
     try:
         for samples, noisy in checked_rounds(sampler, passes, failures):  # noqa: B007  used below
             pass
+        refused = refusals.wrong_results(sampler, passes, budget, failures)
     except (KeyboardInterrupt, DeviceLost) as error:
         interruption = error
-    for cell in sorted(samples):
+    refused |= refusals.below_floor(times_of(samples, refused), reference.name)
+    for cell in sorted(cell for cell in samples if cell[0] not in refused):
         yield sampled_row(samples[cell], cell in noisy, sampler.card)
     yield from (exact_row(name, "failed", "count", 1) for name in sorted(failures.names))
     if interruption is not None:
@@ -115,8 +125,18 @@ def checked_rounds(
 
 
 def noisy_cells(samples: Samples, reference: str) -> set[tuple[str, str]]:
-    times = {cell: usable(taken) for cell, taken in samples.items() if cell[1] in PASSES}
-    return noisy_times(times, reference)
+    return noisy_times(times_of(samples), reference)
+
+
+def times_of(
+    samples: Samples, left_out: Collection[str] = ()
+) -> dict[tuple[str, str], list[float]]:
+    """The usable times by implementation and pass, without the implementations ``left_out``."""
+    return {
+        cell: usable(taken)
+        for cell, taken in samples.items()
+        if cell[1] in PASSES and cell[0] not in left_out
+    }
 
 
 def usable(samples: Sequence[Sample]) -> list[float]:
@@ -155,8 +175,11 @@ def rows_of_each(
 
 def errors_and_memory(
     losses: Sequence[impls.Loss], tensors: Mapping[str, Tensor], dtype: str, failures: Failures
-) -> Generator[Row, None, list[impls.Loss]]:
-    """Yield the rows of what has no noise. Return the losses whose gradients are right."""
+) -> Generator[Row, None, tuple[list[impls.Loss], float]]:
+    """Yield the rows of what has no noise.
+
+    Return the losses whose gradients and memory are right, and the budget of the gradients.
+    """
     # The oracle and the builtin loss give these. They are the same for all losses.
     first = step_of(losses[0], tensors)
     expected = first.expected()
@@ -168,14 +191,31 @@ def errors_and_memory(
         step = step_of(loss, tensors)
         errors = step.errors(expected)
         yield exact_row(loss.name, "error", "relative", errors[0])
-        yield from memory_rows(step, failures.device)
+        rows = memory_rows(step, failures.device)
+        peak = next(rows)
+        if missing := missing_memory(step, peak["value"]):
+            print(f"{loss.name} is not timed: {missing}", file=sys.stderr)
+            return
+        yield peak
+        yield from rows
         if excess := describe_excess(zip(errors, budgets, strict=True)):
             print(f"{loss.name} is not timed: {excess}", file=sys.stderr)
         else:
             correct.append(loss)
 
     yield from rows_of_each("error, memory", losses, failures, rows_of)
-    return correct
+    return correct, budgets[0]
+
+
+def missing_memory(step: Step, peak: int) -> str:
+    """Why the peak memory of ``step`` is too small, in words; empty if it is not."""
+    made = sum(leaf.nbytes for leaf in step.leaves)
+    if peak >= made or getattr(step.loss.support, "overwrites_input", False):
+        return ""
+    return (
+        f"its peak memory of {peak / 2**20:.1f} MiB is below its gradients' {made / 2**20:.1f}, so "
+        "they are in memory of an earlier call, or outside torch's allocator"
+    )
 
 
 def memory_rows(step: Step, device: str) -> Iterator[Row]:
@@ -183,6 +223,11 @@ def memory_rows(step: Step, device: str) -> Iterator[Row]:
     peak = memory.peak_memory(step.forward_backward, device)
     yield exact_row(step.name, "peak_memory", "bytes", peak)
     yield exact_row(step.name, "saved_memory", "bytes", memory.saved_memory(step.forward, device))
+    if device == "cpu" and not isinstance(step, ShardedStep):
+        outside = memory.outside_torch(step.forward_backward)
+        if outside > OUTSIDE:
+            how_much = f"{outside / 2**20:.0f} MiB or more outside torch's allocator"
+            print(f"{step.name} holds {how_much}; peak_memory lacks them", file=sys.stderr)
     if device == "cuda":
         reserved = memory.reserved_memory(step.forward_backward)
         yield exact_row(step.name, "reserved_memory", "bytes", reserved)
@@ -209,6 +254,7 @@ def take_rounds(
         failures.attempt(cell[0], sampler.take, *cell)
     least, most = ROUNDS
     fitting = int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start))
+    fitting -= 1  # for the last round, of ``refusals``
     order = random.Random(0)
     for _ in track(range(max(least, min(most, fitting))), "rounds"):
         for cell in order.sample(cells, len(cells)):

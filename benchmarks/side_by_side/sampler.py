@@ -1,7 +1,10 @@
 """One sample: the time of one call of one pass of a step, or what the call sent."""
 
+import random
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from benchmarks.environment import gpu_state
 from benchmarks.measure import collectives, timers
@@ -25,6 +28,7 @@ class Sampler:
         self.events = timers.EventTimer() if device == "cuda" else None
         self.card = gpu_state.card(device)
         self.launches: dict[tuple[str, str], float] = {}  # the host's milliseconds for each pass
+        self.random = random.Random(0)  # the same numbers on each rank
 
     def extras(self, name: str) -> list[str]:
         """What is measured of both passes together, beside their time."""
@@ -40,19 +44,47 @@ class Sampler:
             self.launches[name, pass_] = timers.launch(self.call_of(name, pass_))
 
     def take(self, name: str, pass_: str) -> list[Sample]:
-        """Make one call. Return a sample of each metric that the call gives."""
+        """Make one call. Return a sample of each metric that the call gives.
+
+        Before the call two rows of the input change places, so it cannot use an earlier result.
+        """
+        step = self.steps[name]
+        if isinstance(step, Step):
+            step.swap_rows(self.two_rows(step))
         if pass_ == "communication":
-            run = self.steps[name].forward_backward
+            run = step.forward_backward
             seconds, hidden = collectives.communication(run, self.device)
             overlap = [] if hidden is None else [Sample(name, "overlap", hidden)]
             return [Sample(name, pass_, 1e3 * seconds), *overlap]
         if pass_ == "launch":
-            value = timers.launch(self.steps[name].forward_backward)
-        elif self.events:
-            value = self.events.milliseconds(self.call_of(name, pass_), self.launches[name, pass_])
+            value = timers.launch(step.forward_backward)
         else:
-            value = 1e3 * timers.seconds(self.call_of(name, pass_), self.device)
+            value = self.milliseconds(name, pass_, self.call_of(name, pass_))
         return [Sample(name, pass_, value, self.card.try_read() if self.card else None)]
+
+    def two_rows(self, step: Step) -> tuple[int, int]:
+        n = len(step.given["target"])
+        return self.random.randrange(n), self.random.randrange(n)
+
+    def milliseconds(self, name: str, pass_: str, call: Callable[[], Any]) -> float:
+        if self.events:
+            return self.events.milliseconds(call, self.launches[name, pass_])
+        return 1e3 * timers.seconds(call, self.device)
+
+    def results(self, name: str, pass_: str) -> list[tuple[str, Tensor]]:
+        """What a timed call returns: the type of each tensor, and a copy.
+
+        The call itself copies, so work that a loss left for later is not in the copy.
+        """
+        call, kept = self.call_of(name, pass_), []
+
+        def copy() -> None:
+            result = call()
+            for tensor in result if isinstance(result, tuple) else [result]:
+                kept.append((type(tensor).__name__, tensor.detach().clone()))
+
+        self.milliseconds(name, pass_, copy)
+        return kept
 
     def call_of(self, name: str, pass_: str) -> Callable[[], Any]:
         """The call to time. Before a "backward", this runs the forward, which is not timed."""

@@ -26,12 +26,14 @@ from tests.gate.values import judge
 
 
 def check_no_stale_state(loss: impls.Loss) -> None:
-    """Two calls alive at once do not disturb each other, nor the results of earlier calls."""
+    """Calls do not disturb each other or earlier results, nor return them for changed arguments."""
     a, b = Case(seed=1).fit(loss), Case(seed=2).fit(loss)
     alone = gradients(loss, a, a.tensors(loss), a.upstream())
     kept = {name: grad.clone() for name, grad in alone.items()}
     value_a, leaves_a = forward(loss, a, a.tensors(loss))
+    kept_value = value_a.detach().clone()
     value_b, leaves_b = forward(loss, b, b.tensors(loss))
+    expect(torch.equal(value_a, kept_value), f"a later call overwrites the value ({a})")
     grads_a = backward(value_a, leaves_a, a.upstream())
     backward(value_b, leaves_b, b.upstream())
     for name, grad in zip(leaves_a, grads_a, strict=True):
@@ -43,6 +45,11 @@ def check_no_stale_state(loss: impls.Loss) -> None:
         )
     for case in (replace(a, n=3, v=5), replace(a, n=7, v=23), a):
         judge(loss, case, about="after calls with other shapes")
+    tensors = a.tensors(loss)
+    gradients(loss, a, tensors, a.upstream())
+    for name, tensor in b.tensors(loss).items():
+        tensors[name].copy_(tensor)
+    judge(loss, a, tensors, about="after the input changed in place")
 
 
 def check_deterministic(loss: impls.Loss) -> None:
