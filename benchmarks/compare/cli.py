@@ -17,16 +17,16 @@ from benchmarks.environment.progress import track
 from benchmarks.measure.availability import Unmeasurable, check_device
 from benchmarks.ranks.pool import needs_ranks
 from benchmarks.workloads import Workload, workload
-from impls.loss import FUNCTIONS, INTERPRETED
+from impls.loss import FUNCTIONS, INTERPRETED, LEVELS_OF_ONE_PROCESS
 
 USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, packages.CannotBuild, ProcessFailed)
 # Small: a disturbance of the machine lasts a while, and the shorter a call is, the more often the
 # revisions take turns in that time. GPT-2's logits of 32 tokens still outgrow a core's own caches.
 # GPT-2's head takes 150 ms for 32 tokens.
 WORKLOADS = {
-    "cpu": {"logits": "gpt2_text@32", "linear": "tinystories_1m"},
+    "cpu": {"logits": "gpt2_text@32", "linear": "tinystories_1m", "logprobs": "tinystories_1m"},
     # Beyond the L2 cache of any GPU: 200 MB of logits in bfloat16. A call takes a millisecond.
-    "cuda": {"logits": "gpt2@2048", "linear": "gpt2@2048"},
+    "cuda": {"logits": "gpt2@2048", "linear": "gpt2@2048", "logprobs": "gpt2@2048"},
 }
 
 DESCRIPTION = """\
@@ -203,7 +203,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add_cell(parser, "all that differ")
     parser.add_argument(
         "--level",
-        choices=("logits", "linear"),
+        choices=LEVELS_OF_ONE_PROCESS,
         help="of a MODULE:FUNCTION whose arguments have other names than PyTorch's",
     )
     parser.add_argument(

@@ -26,6 +26,8 @@ OURS = {
     "logits.fused_in_place",
     "logits.native",
     "logits.native_in_place",
+    "logprobs.builtin",
+    "logprobs.eager",
     "sharded.dtensor",
     "sharded.eager",
     "sharded.fused",
