@@ -25,7 +25,7 @@ from tests.gate.runner import GROUPS, Outcome, is_of_logprobs, is_stranger, repo
 # compile the most graphs: 2 to 3 s each.
 COMPILED = {
     *("logits.compiled", "logits.fused", "logits.fused_in_place"),
-    *("linear.compiled", "linear.cce"),
+    *("linear.compiled", "linear.cce", "logprobs.fused"),
 }
 MANY_GRAPHS = {
     *("random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"),

@@ -26,13 +26,13 @@ LOGITS = [
     *("triton", "triton_in_place"),
 ]
 LINEAR = ["builtin", "compiled", "chunked_vocab", "fused"]
-LOGPROBS = ["builtin", "eager"]
+LOGPROBS = ["builtin", "eager", "chunked", "fused"]
 OURS = [
     f"{level}.{name}"
     for level, names in (("logits", LOGITS), ("linear", LINEAR), ("logprobs", LOGPROBS))
     for name in names
 ]
-NEEDS_TRITON = {"logits.triton", "logits.triton_in_place", "linear.fused"}  # on CUDA
+NEEDS_TRITON = {"logits.triton", "logits.triton_in_place", "linear.fused", "logprobs.fused"}  # CUDA
 
 CASES: dict[str, dict[str, Any]] = {
     "mean": {},
