@@ -1,7 +1,8 @@
 """``python -m benchmarks edge-cases``: runs each loss in each edge case and says what it does.
 
 A probe calls the loss where users expect different things, and says in a few words what came back.
-The docstring of a probe is its column in the table.
+The docstring of a probe is its column in the table. Log-probabilities have no such cases: no row is
+ignored, and nothing is reduced.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from torch import Tensor
 import impls
 from benchmarks import options
 from benchmarks.measure import oracle
+from benchmarks.measure.availability import Unmeasurable
 from benchmarks.options import USER_ERRORS, chosen_losses, open_for_append
 from benchmarks.ranks.pool import Ranks, needs_ranks
 
@@ -188,7 +190,10 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        losses = chosen_losses(arguments.impl, "float32", "cpu")
+        names = [name for name in impls.names() if not name.startswith("logprobs.")]
+        losses = chosen_losses(arguments.impl, "float32", "cpu", names)
+        if of_logprobs := [loss.name for loss in losses if loss.level == "logprobs"]:
+            raise Unmeasurable(f"{of_logprobs[0]} is no cross entropy, so it has no edge cases")
         open_for_append(arguments.out)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)

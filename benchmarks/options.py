@@ -11,6 +11,7 @@ import impls
 from benchmarks.measure.availability import Unmeasurable, load
 from benchmarks.measure.step import PASSES
 from benchmarks.workloads import WORKLOADS, UnknownWorkload
+from impls.loss import LEVELS_OF_ONE_PROCESS
 
 # OSError is not among them: ``benchmarks.__main__`` prints it, except for a closed pipe.
 USER_ERRORS = (impls.UnknownImplementation, UnknownWorkload, Unmeasurable)
@@ -62,7 +63,7 @@ def add_pairing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo", type=Path, metavar="PATH", help="the clone of git revisions")
     parser.add_argument(
         "--level",
-        choices=("logits", "linear"),
+        choices=LEVELS_OF_ONE_PROCESS,
         help="of a MODULE:FUNCTION whose arguments have other names than PyTorch's",
     )
     parser.add_argument(

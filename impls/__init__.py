@@ -2,9 +2,9 @@
 
 The filesystem is the registry. The file ``logits/eager.py`` is the implementation "logits.eager":
 the folder is its level, and its function has PyTorch's name, ``cross_entropy`` or
-``linear_cross_entropy``. ``names()`` lists the implementations, and ``load(name)`` imports one. A
-name may fix options, as a call does: "linear.fused(filter_eps=6e-5)". A path to a Python file and
-"module:function" are names too.
+``linear_cross_entropy``, or is ``token_logprobs``. ``names()`` lists the implementations, and
+``load(name)`` imports one. A name may fix options, as a call does:
+"linear.fused(filter_eps=6e-5)". A path to a Python file and "module:function" are names too.
 
 >>> import impls
 >>> cross_entropy = impls.load("logits.eager").fn
@@ -27,7 +27,7 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
-from impls.loss import FUNCTIONS, Loss, Support
+from impls.loss import FUNCTIONS, LEVELS_OF_ONE_PROCESS, Loss, Support
 
 MODULE_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # The tensors that a loss of each level needs, in PyTorch's order. Linear first: its functions have
@@ -36,6 +36,7 @@ TENSORS = {
     "linear": ("input", "linear_weight", "target"),
     "sharded": ("input", "linear_weight", "target"),
     "logits": ("input", "target"),
+    "logprobs": ("input", "linear_weight", "target"),
 }
 
 __all__ = ["Loss", "Support", "Unavailable", "UnknownImplementation", "load", "names"]
@@ -66,8 +67,9 @@ def load(name: str, level: str | None = None) -> Loss:
     The ``Loss`` keeps the whole name.
 
     The signature of a function tells its level: ``linear_weight`` is at level linear, ``input`` and
-    ``target`` alone are at level logits. Where the arguments have other names, ``level`` tells it,
-    and the tensors are passed in PyTorch's order.
+    ``target`` alone are at level logits. A function with the name ``token_logprobs`` is at level
+    logprobs. Where the arguments have other names, ``level`` tells it, and the tensors are passed
+    in PyTorch's order.
 
     Raises ``UnknownImplementation`` if the name, the file or an option does not exist, or if the
     file at a path has an error of its own. Raises ``Unavailable`` if a package that the
@@ -147,11 +149,12 @@ def _at_level(
     tensors = {level: TENSORS[level]} if level else TENSORS
     for of, needed in tensors.items():
         if parameters.keys() >= set(needed):
-            is_sharded = level is None and of == "linear" and "group" in parameters
-            return ("sharded" if is_sharded else of), function
+            is_linear = level is None and of == "linear"
+            return (_linear_level(function) if is_linear else of), function
     if level is None:
+        levels = " or ".join(LEVELS_OF_ONE_PROCESS)
         raise UnknownImplementation(
-            f"{name}({', '.join(parameters)}) does not tell its level: --level logits or linear"
+            f"{name}({', '.join(parameters)}) does not tell its level: --level {levels}"
         )
     order = TENSORS[level]
 
@@ -265,12 +268,18 @@ def _import_in_package(file: Path, depth: int) -> ModuleType:
 
 
 def _level(name: str, module: ModuleType) -> str:
-    # linear_cross_entropy first: such a file may also import a cross_entropy to call.
-    if hasattr(module, FUNCTIONS["linear"]):
-        parameters = inspect.signature(module.linear_cross_entropy).parameters
-        return "sharded" if "group" in parameters else "linear"
-    if hasattr(module, FUNCTIONS["logits"]):
-        return "logits"
+    # cross_entropy last: a file of another level may import it to call.
+    for level in ("logprobs", "linear", "logits"):
+        if hasattr(module, FUNCTIONS[level]):
+            function = getattr(module, FUNCTIONS[level])
+            return _linear_level(function) if level == "linear" else level
     raise UnknownImplementation(
         f"{name} defines neither {' nor '.join(dict.fromkeys(FUNCTIONS.values()))}"
     )
+
+
+def _linear_level(function: Callable[..., Any]) -> str:
+    """The level of a function that takes hidden states."""
+    if getattr(function, "__name__", "") == FUNCTIONS["logprobs"]:
+        return "logprobs"
+    return "sharded" if "group" in inspect.signature(function).parameters else "linear"

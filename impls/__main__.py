@@ -18,6 +18,7 @@ CALLS = {
     "logits": "cross_entropy(input, target), of logits",
     "linear": "linear_cross_entropy(input, linear_weight, target), of hidden states",
     "sharded": "linear_cross_entropy(..., group=group), of a split vocabulary",
+    "logprobs": "token_logprobs(input, linear_weight, target), log-probabilities",
 }
 
 

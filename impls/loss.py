@@ -1,8 +1,9 @@
 """What a loss is: the signature of each level, what a loss supports, and which calls are valid.
 
-A loss is at one of three levels: it takes logits, hidden states and the classifier's weight
-(linear), or the same with a vocabulary that is split across ranks (sharded). In shapes, N is the
-number of tokens, D the hidden width, V the vocabulary and R the number of ranks.
+A loss is at one of four levels: it takes logits, hidden states and the classifier's weight
+(linear), or the same with a vocabulary that is split across ranks (sharded). A loss at level
+logprobs takes the same as a linear loss, and gives log-probabilities instead of their mean. In
+shapes, N is the number of tokens, D the hidden width, V the vocabulary and R the number of ranks.
 """
 
 import inspect
@@ -21,7 +22,9 @@ FUNCTIONS = {
     "logits": "cross_entropy",
     "linear": "linear_cross_entropy",
     "sharded": "linear_cross_entropy",
+    "logprobs": "token_logprobs",
 }
+LEVELS_OF_ONE_PROCESS = tuple(level for level in FUNCTIONS if level != "sharded")
 
 
 class CrossEntropy(Protocol):
@@ -84,6 +87,31 @@ class ShardedLinearCrossEntropy(Protocol):
     ) -> Tensor: ...
 
 
+class TokenLogprobs(Protocol):
+    """The log-probabilities of the targets, as reinforcement learning takes them.
+
+    The logits are (input @ linear_weight.T + linear_bias) / temperature, and p = softmax(logits).
+    The result is log p[n, target[n]], (N,). With ``entropy`` the result is a pair: the same, and
+    the entropies -Σ_v p[n, v] log p[n, v], (N,). Both are differentiable in ``input``,
+    ``linear_weight`` and ``linear_bias``.
+
+    Both are float32 for arguments in half precision, since a trainer takes exp(new - old) of them.
+    No target is ignored. A caller who masks tokens multiplies their log-probabilities by 0.
+    Raises ``ValueError`` for a temperature that is not a positive number.
+    """
+
+    def __call__(
+        self,
+        input: Tensor,  # (N, D) hidden states
+        linear_weight: Tensor,  # (V, D)
+        target: Tensor,  # (N,) int64
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        linear_bias: Tensor | None = None,  # (V,)
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Support:
     """Where a loss runs, and what it does differently. By default it runs wherever torch does.
@@ -137,8 +165,8 @@ class Loss:
     """One implementation of cross entropy."""
 
     name: str  # for ``impls.load``, such as "linear.fused"
-    level: str  # "logits", "linear" or "sharded"
-    fn: Callable[..., Tensor]  # a function with the signature of its level, above
+    level: str  # a key of ``FUNCTIONS``
+    fn: Callable[..., Any]  # a function with the signature of its level, above
     support: Support
     summary: str  # what the loss does, in one line
 
@@ -155,32 +183,66 @@ class Loss:
         )
 
     def as_linear(self) -> "Loss":
-        """This loss of logits with ``F.linear`` in front: a linear loss with the same options."""
+        """This loss of logits or at level logprobs as a linear loss with the same options.
 
-        def linear_cross_entropy(
-            input: Tensor,
-            linear_weight: Tensor,
-            target: Tensor,
-            *,
-            linear_bias: Tensor | None = None,
-            **options: Any,
-        ) -> Tensor:
-            input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
-            checked = (options.get("weight"), options.get("reduction", "mean"))
-            smoothing = options.get("label_smoothing", 0.0)
-            check_call(input, target, *checked, smoothing, linear_weight, linear_bias)
-            return self.fn(F.linear(input, linear_weight, linear_bias), target, **options)
-
+        A loss of logits gets ``F.linear`` in front. Log-probabilities get a reduction behind, of
+        the losses -log p.
+        """
+        if self.level == "logprobs":
+            fn, summary = _reduced(self.fn), f"{self.name}, then the mean of -log p."
+        else:
+            fn, summary = _after_linear(self.fn), f"F.linear, then {self.name}."
         # The signature names the options of this loss in place of **options.
-        parameters = [*inspect.signature(linear_cross_entropy).parameters.values()][:-1]
-        of_logits = inspect.signature(self.fn).parameters
+        parameters = [*inspect.signature(fn).parameters.values()][:-1]
+        own = inspect.signature(self.fn).parameters
         parameters += [
-            of_logits[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in self.options
+            own[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in self.options
         ]
-        linear_cross_entropy.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        name, summary = f"linear.{self.name}", f"F.linear, then {self.name}."
+        fn.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         support = replace(self.support, overwrites_input=False)  # no caller has the logits
-        return Loss(name, "linear", linear_cross_entropy, support, summary)
+        return Loss(f"linear.{self.name}", "linear", fn, support, summary)
+
+
+def _after_linear(cross_entropy: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def linear_cross_entropy(
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        *,
+        linear_bias: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        input, linear_weight, linear_bias = autocast(input, linear_weight, linear_bias)
+        checked = (options.get("weight"), options.get("reduction", "mean"))
+        smoothing = options.get("label_smoothing", 0.0)
+        check_call(input, target, *checked, smoothing, linear_weight, linear_bias)
+        return cross_entropy(F.linear(input, linear_weight, linear_bias), target, **options)
+
+    return linear_cross_entropy
+
+
+def _reduced(token_logprobs: Callable[..., Any]) -> Callable[..., Tensor]:
+    from impls.shared.reduction import result_dtype  # `history` runs commits that lack this module
+
+    def linear_cross_entropy(
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Tensor,
+        *,
+        reduction: str = "mean",
+        **options: Any,
+    ) -> Tensor:
+        check_call(input, target, None, reduction, 0.0)
+        result = token_logprobs(input, linear_weight, target, **options)
+        if isinstance(result, tuple):
+            raise ValueError("a loss has no entropies: call it with entropy=False")
+        if reduction == "mean":
+            result = result.mean()
+        elif reduction == "sum":
+            result = result.sum()
+        return (-result).to(result_dtype(input))
+
+    return linear_cross_entropy
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -8,6 +8,9 @@ import pandas as pd
 from reports.analysis.pick import Pick, mebibytes
 from reports.render.tables import number
 
+# The name of a loss's function, where it is not that of a linear loss.
+FUNCTIONS = {"logits": "cross_entropy", "logprobs": "token_logprobs"}
+
 
 def load_name(impl: str) -> str:
     """The name that ``impls.load`` takes. A row may have a level in front of a path or a loss."""
@@ -20,7 +23,7 @@ def load_name(impl: str) -> str:
 def import_line(impl: str) -> str:
     """A line of Python that imports a loss under the name of its function."""
     level = impl.partition(".")[0]
-    function = "cross_entropy" if level == "logits" else "linear_cross_entropy"
+    function = FUNCTIONS.get(level, "linear_cross_entropy")
     name = load_name(impl)
     if name == impl and re.fullmatch(r"\w+\.\w+", impl):
         return f"from impls.{impl} import {function}"

@@ -17,18 +17,19 @@ import impls
 from benchmarks.environment.variables import restart
 from benchmarks.measure.availability import Unmeasurable, check_device
 from benchmarks.ranks.pool import UNEVEN, Ranks
-from impls.loss import INTERPRETED
+from impls.loss import INTERPRETED, LEVELS_OF_ONE_PROCESS
 from tests.gate.case import Case
-from tests.gate.runner import GROUPS, Outcome, is_stranger, report
+from tests.gate.runner import GROUPS, Outcome, is_of_logprobs, is_stranger, report
 
-# The losses that compile: a graph takes 2 to 3 s. `make test` gates two of them, and leaves out the
-# properties for which they compile the most graphs. Of the other losses, one is a rival's, and two
-# compile the same rows as the first two.
-COMPILED = {"logits.compiled", "logits.fused"}
+# The losses that compile: a graph takes 2 to 3 s. `make test` gates three of them, and leaves out
+# the properties for which they compile the most graphs. Of the other losses, one is a rival's, and
+# two compile the same rows as the first two.
+COMPILED = {"logits.compiled", "logits.fused", "logprobs.fused"}
 COMPILED_ALIKE = {"logits.fused_in_place", "linear.compiled", "linear.cce"}
 MANY_GRAPHS = {
     *("random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"),
     *("rows_apart", "in_a_model", "many_chunks", "value_alone"),
+    *("results", "never_positive", "entropy"),  # in each dtype
 }
 
 if INTERPRETED:
@@ -70,7 +71,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--level",
-        choices=("logits", "linear"),
+        choices=LEVELS_OF_ONE_PROCESS,
         help="the level of a module:function whose signature does not tell it",
     )
     group.addoption(
@@ -130,16 +131,24 @@ def rank_parameters(name: str, counts: tuple[int, ...], level: str | None) -> li
     except impls.Unavailable:
         return [pytest.param((name, 0), id=name)]  # its test is skipped or fails
     if loss.level != "sharded":
-        return [pytest.param((name, 0), id=name)]
+        marks = [pytest.mark.logprobs] if loss.level == "logprobs" else []
+        return [pytest.param((name, 0), id=name, marks=marks)]
     return [pytest.param((name, k), id=f"{name}-{k}-ranks") for k in counts]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what compiles many graphs as slow. Keep what ``--impl`` and ``--only`` name.
 
+    Keep the properties of log-probabilities for losses of that level alone.
+
     One worker of pytest-xdist runs all tests of a file. In the gate it runs all tests of a loss, so
     that no other worker compiles the loss again.
     """
+    items[:] = [
+        item
+        for item in items
+        if not is_of_logprobs(tested(item)) or item.get_closest_marker("logprobs")
+    ]
     names = {name for group in only(config) for name in GROUPS[group]}
     for item in items:
         if config.pluginmanager.hasplugin("xdist"):

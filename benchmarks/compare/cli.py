@@ -24,9 +24,9 @@ USER_ERRORS = (*options.USER_ERRORS, UnknownRevision, packages.CannotBuild, Proc
 # revisions take turns in that time. GPT-2's logits of 32 tokens still outgrow a core's own caches.
 # GPT-2's head takes 150 ms for 32 tokens.
 WORKLOADS = {
-    "cpu": {"logits": "gpt2_text@32", "linear": "tinystories_1m"},
+    "cpu": {"logits": "gpt2_text@32", "linear": "tinystories_1m", "logprobs": "tinystories_1m"},
     # Beyond the L2 cache of any GPU: 200 MB of logits in bfloat16. A call takes a millisecond.
-    "cuda": {"logits": "gpt2@2048", "linear": "gpt2@2048"},
+    "cuda": {"logits": "gpt2@2048", "linear": "gpt2@2048", "logprobs": "gpt2@2048"},
 }
 
 DESCRIPTION = """\

@@ -59,9 +59,27 @@ def linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, **op
     return cross_entropy(F.linear(input.double(), linear_weight.double(), bias), target, **options)
 
 
-ORACLES: dict[str, Callable[..., Tensor]] = {
+def token_logprobs(
+    input, linear_weight, target, *, temperature=1.0, entropy=False, linear_bias=None
+):
+    """log softmax(x)_target and, if asked, -Σ_v p_v log p_v of each row, in float64.
+
+    x is (input @ linear_weight.T + linear_bias) / temperature.
+    """
+    bias = None if linear_bias is None else linear_bias.double()
+    x = F.linear(input.double(), linear_weight.double(), bias) / temperature  # (N, V)
+    log_p = x.log_softmax(1)
+    of_target = log_p.gather(1, target[:, None]).squeeze(1)
+    if not entropy:
+        return of_target
+    p = log_p.exp()
+    return of_target, -(p * log_p.masked_fill(p == 0, 0)).sum(1)
+
+
+ORACLES: dict[str, Callable[..., Any]] = {
     "logits": cross_entropy,
     "linear": linear_cross_entropy,
+    "logprobs": token_logprobs,
 }
 
 

@@ -10,6 +10,8 @@ exponential and allocates nothing.
 - Sharded: the three products of this rank's slice. The reference's times leave out what a rank
   sends, because a loss can send while it computes. Its bytes are counted: for each row, the
   log Σ exp over the slice and the slice's part of the input's gradient, in one collective each.
+- Logprobs: as linear. The upstream gradient of a row is known in backward alone. So a loss that
+  holds no logits makes a fourth product.
 
 A reference is no lower bound of each pass. A loss that computes its gradients in forward has a
 faster backward, and a loss that skips part of the work, as a filter does, can be faster in both.
@@ -100,8 +102,13 @@ class ShardedReference(LinearReference):
         return len(self.input) * number.itemsize + self.input.nbytes
 
 
+class LogprobsReference(LinearReference):
+    name = "logprobs.reference"
+
+
 REFERENCES: dict[str, type[LogitsReference] | type[LinearReference]] = {
     "logits": LogitsReference,
     "linear": LinearReference,
     "sharded": ShardedReference,
+    "logprobs": LogprobsReference,
 }

@@ -13,10 +13,14 @@ PASSES = ("forward", "backward", "forward_backward", "forward_backward_unit")
 
 
 class Step:
-    """A loss in a training step: ``forward``, the mean over the tokens, then ``backward``."""
+    """A loss in a training step: ``forward``, the mean over the tokens, then ``backward``.
+
+    Log-probabilities are measured as a linear loss, the mean of -log p.
+    """
 
     def __init__(self, loss: impls.Loss, tensors: Mapping[str, Tensor]):
-        self.loss = loss
+        self.level = loss.level
+        self.loss = loss.as_linear() if loss.level == "logprobs" else loss
         self.name = loss.name
         self.given = tensors
         self.tensors = self.own()
@@ -83,7 +87,7 @@ class Step:
 
     def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
         """The budget of each of ``errors``, from the builtin loss's errors on the same tensors."""
-        native = Step(impls.load(f"{self.loss.level}.builtin"), self.given)
+        native = Step(impls.load(f"{self.level}.builtin"), self.given)
         return [oracle.budget(error, dtype) for error in native.errors(expected)]
 
     def errors_and_budgets(

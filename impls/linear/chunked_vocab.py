@@ -6,7 +6,6 @@ and of db = Σ_n g_n.
 """
 
 import torch
-import torch.nn.functional as F
 
 from impls.loss import autocast, check_call
 from impls.shared import online
@@ -14,7 +13,6 @@ from impls.shared.reduction import (
     TargetDistribution,
     accumulation_dtype,
     first_order,
-    locate,
     reduce,
     result_dtype,
     row_losses,
@@ -22,44 +20,33 @@ from impls.shared.reduction import (
 )
 
 
-def logits_of_slices(input, linear_weight, linear_bias, y):
-    """For each slice of the vocabulary: the slice, its logits (N, chunk), column and inside.
-
-    column (N, 1) is a target's column in the slice; inside (N, 1) is whether the slice holds it.
-    """
-    for part in online.slices(len(linear_weight)):
-        bias = None if linear_bias is None else linear_bias[part]
-        x = F.linear(input, linear_weight[part], bias).to(accumulation_dtype(input.dtype))
-        column, inside = locate(y, part.start, x.shape[1])
-        yield part, x, column[:, None], inside[:, None]
-
-
 class RowLosses(torch.autograd.Function):
     """Hidden states (N, D), weight (V, D), bias (V,) and q of N rows to losses (N,)."""
 
     @staticmethod
     def forward(ctx, input, linear_weight, linear_bias, y, target_weight, smoothing):
+        tensors = (input, linear_weight, linear_bias)
         m, s, t = online.start_sums(len(input), accumulation_dtype(input.dtype), input.device)
         x_y = torch.zeros_like(m)
-        for part, x, column, inside in logits_of_slices(input, linear_weight, linear_bias, y):
+        for part, x, column, inside in online.logits_of_slices(*tensors, y):
             x_y = torch.where(inside, x.gather(1, column), x_y)
             online.add_slice(m, s, t, x, part, smoothing, out=x)
         log_s, q = s.log(), TargetDistribution(y, target_weight, smoothing)
-        ctx.save_for_backward(input, linear_weight, linear_bias, m, log_s, *q)
+        ctx.save_for_backward(*tensors, m, log_s, *q)
         return row_losses(q, x_y - m - log_s, log_s, t)
 
     @staticmethod
     @first_order
     def backward(ctx, grad_losses):
         input, linear_weight, linear_bias, m, log_s, *q = ctx.saved_tensors
-        q = TargetDistribution(*q)
+        tensors, q = (input, linear_weight, linear_bias), TargetDistribution(*q)
         factor = (q.mass * grad_losses)[:, None]  # (N, 1) of softmax(x)
         target_grad = (-q.target_weight * grad_losses)[:, None]
         for_input, for_weight, for_bias, *_ = ctx.needs_input_grad
         grad_input = torch.zeros_like(input, dtype=m.dtype) if for_input else None
         grad_weight = torch.empty_like(linear_weight) if for_weight else None
         grad_bias = torch.empty_like(linear_bias) if for_bias else None
-        for part, x, column, inside in logits_of_slices(input, linear_weight, linear_bias, q.y):
+        for part, x, column, inside in online.logits_of_slices(*tensors, q.y):
             g = x.sub_(m).sub_(log_s).exp_().mul_(factor)  # (N, chunk)
             g.scatter_add_(1, column, target_grad * inside)
             if q.smoothing is not None:

@@ -29,10 +29,11 @@ def tokens_per_chunk(input):
     return max(hidden // 4, 512, -(-tokens // MOST_CHUNKS))
 
 
-def logits_of_chunks(input, linear_weight, linear_bias):
+def logits_of_chunks(input, linear_weight, linear_bias, temperature=1.0):
     """For each chunk of tokens: the chunk, a slice of the N tokens, and its logits x (C, V).
 
-    The chunks are of equal size. All are made in the same buffer, which the caller may overwrite.
+    The product divides the logits by the temperature, before it rounds them. The chunks are of
+    equal size. All are made in the same buffer, which the caller may overwrite.
     """
     n = len(input)
     chunks = max(-(-n // tokens_per_chunk(input)), 1)
@@ -41,9 +42,13 @@ def logits_of_chunks(input, linear_weight, linear_bias):
     for start in range(0, n, max(size, 1)):
         chunk = slice(start, start + size)
         h = input[chunk]
-        x = torch.mm(h, linear_weight.T, out=buffer[: len(h)])
+        x = buffer[: len(h)]
+        if temperature == 1:
+            torch.mm(h, linear_weight.T, out=x)
+        else:
+            torch.addmm(x, h, linear_weight.T, beta=0, alpha=1 / temperature, out=x)
         if linear_bias is not None:
-            x += linear_bias
+            x.add_(linear_bias, alpha=1 / temperature)
         yield chunk, x
 
 

@@ -11,6 +11,9 @@ softmax.)
 """
 
 import torch
+import torch.nn.functional as F
+
+from impls.shared.reduction import accumulation_dtype, locate
 
 CHUNK = 4096  # classes in a slice
 
@@ -18,6 +21,21 @@ CHUNK = 4096  # classes in a slice
 def slices(vocab):
     """The slices of V classes, in order."""
     return (slice(start, start + CHUNK) for start in range(0, vocab, CHUNK))
+
+
+def logits_of_slices(input, linear_weight, linear_bias, y, temperature=1.0):
+    """For each slice of the vocabulary: the slice, its logits (N, chunk), column and inside.
+
+    column (N, 1) is a target's column in the slice; inside (N, 1) is whether the slice holds it.
+    The caller may overwrite the logits.
+    """
+    for part in slices(len(linear_weight)):
+        bias = None if linear_bias is None else linear_bias[part]
+        x = F.linear(input, linear_weight[part], bias).to(accumulation_dtype(input.dtype))
+        if temperature != 1:
+            x /= temperature
+        column, inside = locate(y, part.start, x.shape[1])
+        yield part, x, column[:, None], inside[:, None]
 
 
 def start_sums(n, dtype, device):

@@ -113,6 +113,8 @@ def test_flops_and_bytes_are_counted() -> None:
     assert linear.flops == 6 * LOGITS * SMALL.hidden
     # A slice of the vocabulary is made again in backward.
     assert planned(impls.load("linear.chunked_vocab")).flops == 8 * LOGITS * SMALL.hidden
+    # Backward makes a chunk's logits again, because the upstream gradient of a row is new to it.
+    assert planned(impls.load("logprobs.fused")).flops == 8 * LOGITS * SMALL.hidden
     copy = predict(REFERENCES["logits"], cli.shapes(SMALL, "logits", 1), "float32", "cpu")
     assert (copy.peak_memory, copy.moved) == (LOGITS * item, 2 * LOGITS * item)
     # Forward reads the logits and writes their exponentials; backward reads and writes these.

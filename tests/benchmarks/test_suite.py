@@ -135,7 +135,7 @@ def test_asv_discovers_the_suites(tmp_path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     found = {one["name"]: one for one in json.loads((tmp_path / "found.json").read_text())}
     metrics = ("track_forward", "track_forward_backward_multiple", "track_peak_memory")
-    for level in ("logits", "linear"):
+    for level in ("logits", "linear", "logprobs"):
         for metric in metrics:
             benchmark = found[f"{level}.CPU.{metric}"]
             assert benchmark["version"] == "1"
@@ -144,7 +144,8 @@ def test_asv_discovers_the_suites(tmp_path) -> None:
             ]
     assert not any(".time_" in name for name in found)  # asv's own timing: not in this profile
     keys = {one.get("setup_cache_key") for one in found.values()}
-    assert len(keys - {None}) == 3  # a process for each suite
+    assert len(keys - {None}) == 4  # a process for each suite
     assert "environment.track_threads" in found
     modules = {name.partition(".")[0] for name in found}
-    assert modules == {"environment", "linear", "logits", "sharded"}  # nothing else looks like one
+    # Nothing else looks like one.
+    assert modules == {"environment", "linear", "logits", "logprobs", "sharded"}

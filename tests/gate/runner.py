@@ -5,16 +5,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import SkipTest
 
 from torch import Tensor
 
 import impls
-from tests.gate import autograd, calls, edge_cases, style, surroundings, values
+from tests.gate import autograd, calls, edge_cases, logprobs, style, surroundings, values
 
 # Each group of properties is a module. The order is that of the tests and of the report.
 TOPICS = {
     topic.__name__.rpartition(".")[2]: topic
-    for topic in (values, edge_cases, calls, autograd, surroundings, style)
+    for topic in (values, edge_cases, calls, autograd, surroundings, logprobs, style)
 }
 GROUPS = {
     group: [name.removeprefix("check_") for name in vars(topic) if name.startswith("check_")]
@@ -33,6 +34,11 @@ def is_style(name: str) -> bool:
     return name in GROUPS["style"]
 
 
+def is_of_logprobs(name: str) -> bool:
+    """Whether the property ``name`` is about log-probabilities, not about a cross entropy."""
+    return name in GROUPS["logprobs"]
+
+
 def is_stranger(name: str) -> bool:
     """Whether ``name``, as ``impls.load`` takes it, is no implementation of this repository."""
     return name.partition("(")[0] not in impls.names()
@@ -41,10 +47,15 @@ def is_stranger(name: str) -> bool:
 def check_property(loss: impls.Loss, name: str) -> None:
     """Raise ``Wrong`` unless ``loss`` has the property ``name``, a key of ``CHECKS``.
 
-    Raise ``unittest.SkipTest`` if the property is about an option or dtype that the loss lacks.
+    Raise ``unittest.SkipTest`` if the property is about an option, dtype or level that the loss
+    lacks. Log-probabilities are tried as a linear loss too.
     """
     if loss.support.overwrites_input and name != "arguments_untouched":
         loss = replace(loss, fn=copy_input(loss.fn))
+    if loss.level == "logprobs" and not is_of_logprobs(name):
+        loss = loss.as_linear()
+    if loss.level != "logprobs" and is_of_logprobs(name):
+        raise SkipTest("no log-probabilities")
     CHECKS[name](loss)
 
 

@@ -26,8 +26,13 @@ LOGITS = [
     *("triton", "triton_in_place"),
 ]
 LINEAR = ["builtin", "compiled", "chunked_vocab", "fused"]
-OURS = [f"logits.{name}" for name in LOGITS] + [f"linear.{name}" for name in LINEAR]
-NEEDS_TRITON = {"logits.triton", "logits.triton_in_place", "linear.fused"}  # on CUDA
+LOGPROBS = ["builtin", "eager", "chunked", "fused"]
+OURS = [
+    f"{level}.{name}"
+    for level, names in (("logits", LOGITS), ("linear", LINEAR), ("logprobs", LOGPROBS))
+    for name in names
+]
+NEEDS_TRITON = {"logits.triton", "logits.triton_in_place", "linear.fused", "logprobs.fused"}  # CUDA
 
 CASES: dict[str, dict[str, Any]] = {
     "mean": {},
@@ -37,6 +42,8 @@ CASES: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
         "softcap": 30.0,
         "z_loss": 1e-4,
+        "temperature": 0.7,
+        "entropy": True,
         "ignore_index": 1,
     },
 }
@@ -64,15 +71,15 @@ def train(loss: impls.Loss, options: dict[str, Any], device: str, runs: Callable
         if type(option) is tuple
     }
     shapes = {"input": (N, V)}
-    if loss.level == "linear":
+    if loss.level != "logits":
         shapes = {"input": (N, D), "linear_weight": (V, D)}
     tensors = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
     leaves = [tensor.requires_grad_() for tensor in tensors.values()]
     target = torch.randint(V, (N,), device=device)
-    upstream = torch.ones(N if given.get("reduction") == "none" else (), device=device)
     with runs():
         value = loss.fn(**tensors, target=target, **given)
-        torch.autograd.grad(value, leaves, upstream)
+        results = value if isinstance(value, tuple) else (value,)
+        torch.autograd.grad(results, leaves, [torch.ones_like(result) for result in results])
 
 
 @contextmanager

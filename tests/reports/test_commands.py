@@ -12,14 +12,19 @@ from tests.reports.rows import tidy
 
 
 @pytest.mark.parametrize(
-    "impl", ["linear.logits.eager", "linear.fused(filter_eps=1e-9)", "logits.eager", "linear.fused"]
+    ("impl", "function"),
+    [
+        ("linear.logits.eager", "linear_cross_entropy"),
+        ("linear.fused(filter_eps=1e-9)", "linear_cross_entropy"),
+        ("linear.fused", "linear_cross_entropy"),
+        ("logits.eager", "cross_entropy"),
+        ("logprobs.eager", "token_logprobs"),
+    ],
 )
-def test_every_kind_of_name_has_a_line(impl) -> None:
+def test_every_kind_of_name_has_a_line(impl, function) -> None:
     namespace: dict[str, object] = {}
     exec(import_line(impl), namespace)
-    assert callable(
-        namespace["cross_entropy" if impl == "logits.eager" else "linear_cross_entropy"]
-    )
+    assert callable(namespace[function])
 
 
 def test_commands_measure_the_cell_again() -> None:

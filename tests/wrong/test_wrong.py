@@ -12,11 +12,17 @@ from benchmarks import ROOT
 from benchmarks.ranks.pool import Ranks
 from tests.gate.case import Wrong
 from tests.gate.runner import CHECKS, check_property, is_style
-from tests.wrong import linear, logits, reported, sharded
+from tests.wrong import linear, logits, logprobs, reported, sharded
 from tests.wrong.correct import CORRECT_LOSSES
 
 FILES = ROOT / "tests" / "files"
-LEVELS = {"logits": logits, "linear": linear, "sharded": sharded, "reported": reported}
+LEVELS = {
+    "logits": logits,
+    "linear": linear,
+    "sharded": sharded,
+    "logprobs": logprobs,
+    "reported": reported,
+}
 WRONG = [(level, bug, check) for level in LEVELS for bug, (check, _) in LEVELS[level].BUGS.items()]
 # Bugs that show by an error, with a part of its message. The gate names a fault for all others.
 RAISES = {
@@ -27,12 +33,14 @@ RAISES = {
     "input_not_reduced": "the gradient of input differs between the ranks",
     "local_norm": "the value differs between the ranks",
     "ranks_differ": "the value differs between the ranks",
+    "no_rows_raise": "",
     "overwrites_slice": "linear_weight is overwritten on rank",
 }
 MAKE = {
     "logits": ("logits", logits.cross_entropy),
     "reported": ("logits", reported.cross_entropy),
     "linear": ("linear", linear.linear_cross_entropy),
+    "logprobs": ("logprobs", logprobs.token_logprobs),
 }
 
 

@@ -88,6 +88,16 @@ def test_linear_chunked_vocab_never_holds_all_logits() -> None:
     assert memory.peak_memory(chunked.forward_backward, "cpu") < gradients + 0.3 * LOGITS
 
 
+@pytest.mark.parametrize("name", ["logprobs.chunked", "logprobs.fused"])
+def test_log_probabilities_never_hold_all_logits(name: str) -> None:
+    """Forward keeps a few numbers of each row. Backward makes the gradients and some logits."""
+    narrow = replace(workload("gpt2_text@900"), hidden=16)
+    one = Step(impls.load(name), narrow.tensors("logprobs", "float32"))
+    logits, gradients = 900 * 50257 * 4, REFERENCES["logprobs"](one.tensors).gradient_bytes()
+    assert memory.saved_memory(one.forward, "cpu") < 900 * 100
+    assert memory.peak_memory(one.forward_backward, "cpu") < gradients + 0.4 * logits
+
+
 def test_logits_fused_makes_the_gradient_and_no_more() -> None:
     fused = step("logits.fused")
     assert LOGITS <= memory.peak_memory(fused.forward_backward, "cpu") < 1.01 * LOGITS

@@ -78,3 +78,13 @@ def test_an_imprecise_native_loss_does_not_widen_the_budget() -> None:
     assert oracle.budget(2.7e-5, "float32") == pytest.approx(2.5e-5)
     assert oracle.budget(1e-7, "float32") == pytest.approx(1.2e-6)
     assert oracle.budget(5e-2, "float16") == pytest.approx(0.101)  # gradients below 6e-5
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_log_probabilities_and_entropies_are_those_of_a_categorical(temperature: float) -> None:
+    tensors = workload("tinystories_1m@8").tensors("logprobs", "float64")
+    logits = tensors["input"] @ tensors["linear_weight"].T / temperature
+    categorical = torch.distributions.Categorical(logits=logits)
+    log_p, entropy = oracle.token_logprobs(**tensors, temperature=temperature, entropy=True)
+    torch.testing.assert_close(log_p, categorical.log_prob(tensors["target"]))
+    torch.testing.assert_close(entropy, categorical.entropy())

@@ -86,6 +86,12 @@ def test_what_cannot_be_compared_is_in_charts_and_verdicts_of_its_own() -> None:
         assert "take logits.fused: the only one that was timed" in text
 
 
+def test_log_probabilities_have_a_verdict_of_their_own() -> None:
+    rows = loss("logprobs.builtin", 20.0, 100) + loss("logprobs.fused", 10.0, 50)
+    text = words(page.render(as_read(rows), [], None, None))
+    assert "For log-probabilities, take logprobs.fused: the fastest of 2" in text
+
+
 def test_a_sharded_loss_has_what_it_sends() -> None:
     text = words(page.render(as_read(sharded("cpu × 2")), [], None, None))
     assert "With a vocabulary split across ranks, take sharded.fused" in text

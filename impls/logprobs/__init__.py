@@ -1,0 +1,1 @@
+"""Log-probabilities of the targets, from hidden states and the classifier's weight."""

@@ -1,0 +1,103 @@
+"""Level logprobs: how a file or a function is found to be at it, and what its users notice."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import impls
+from benchmarks import edge_cases
+from benchmarks.measure.references import REFERENCES
+from benchmarks.measure.step import Step, describe_excess
+from benchmarks.workloads import workload
+
+THEIRS = """
+from torch.nn.functional import linear
+from impls.linear.builtin import linear_cross_entropy
+
+def token_logprobs(input, linear_weight, target):
+    return -linear_cross_entropy(input, linear_weight, target, reduction="none")
+
+def selected(h, head, labels, temperature=1.0):
+    return (linear(h, head) / temperature).log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+"""
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    return workload("tinystories_1m@8").tensors("logprobs", "float32")
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch) -> str:
+    """A module whose name no other test has imported."""
+    (tmp_path / f"{tmp_path.name}.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path.name
+
+
+def test_files_and_functions_are_at_the_level(theirs: str, tmp_path, tensors) -> None:
+    expected = impls.load("logprobs.builtin").fn(**tensors)
+    for name, level in (
+        (str(tmp_path / f"{theirs}.py"), None),  # though it imports a linear_cross_entropy
+        (f"{theirs}:token_logprobs", None),
+        (f"{theirs}:selected", "logprobs"),
+    ):
+        loss = impls.load(name, level)
+        assert loss.level == "logprobs"
+        torch.testing.assert_close(loss.fn(**tensors), expected)
+    with pytest.raises(impls.UnknownImplementation, match="--level logits or linear or logprobs"):
+        impls.load(f"{theirs}:selected")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_as_a_linear_loss_they_are_the_cross_entropy(reduction: str, tensors) -> None:
+    loss = impls.load("logprobs.eager").as_linear()
+    assert (loss.level, loss.name) == ("linear", "linear.logprobs.eager")
+    assert loss.options == ("reduction", *impls.load("logprobs.eager").options)
+    logits = tensors["input"] @ tensors["linear_weight"].T
+    expected = F.cross_entropy(logits, tensors["target"], reduction=reduction)
+    torch.testing.assert_close(loss.fn(**tensors, reduction=reduction), expected)
+
+
+def test_a_linear_loss_of_entropies_is_refused(tensors) -> None:
+    with pytest.raises(ValueError, match="a loss has no entropies: call it with entropy=False"):
+        impls.load("logprobs.eager(entropy=True)").as_linear().fn(**tensors)
+
+
+def test_a_step_is_measured_with_the_errors_of_its_gradients(tensors) -> None:
+    def excess(name: str) -> str:
+        step = Step(impls.load(name), tensors)
+        assert step.name == name
+        return describe_excess(step.errors_and_budgets(step.expected(), "float32"))
+
+    assert excess("logprobs.chunked") == ""
+    assert excess("logprobs.chunked(temperature=0.7)").startswith("gradients are wrong")
+    assert REFERENCES["logprobs"](tensors).name == "logprobs.reference"
+
+
+def test_an_unchanged_policy_has_a_ratio_of_exactly_1(tensors) -> None:
+    """In half precision too: the log-probabilities are float32, and not rounded."""
+    half = {
+        name: one.bfloat16() if one.is_floating_point() else one for name, one in tensors.items()
+    }
+    fn = impls.load("logprobs.fused").fn
+    with torch.no_grad():
+        old = fn(**half)
+    new = fn(**{**half, "input": half["input"].clone().requires_grad_()})
+    assert torch.equal((new - old).exp(), torch.ones(8))
+
+
+def test_masked_rows_have_no_gradient(tensors) -> None:
+    """No target is ignored here: the caller multiplies by a mask."""
+    leaf = tensors["input"].requires_grad_()
+    mask = torch.tensor([1.0, 0.0] * 4)
+    log_p, entropy = impls.load("logprobs.chunked").fn(**tensors, entropy=True)
+    (grad,) = torch.autograd.grad(((log_p - 0.01 * entropy) * mask).sum(), leaf)
+    assert grad.any(1).tolist() == mask.bool().tolist()
+
+
+def test_edge_cases_of_a_cross_entropy_are_not_asked(tmp_path, capsys) -> None:
+    assert edge_cases.main(["--impl", "logprobs.eager", "--out", str(tmp_path / "a.csv")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == "logprobs.eager is no cross entropy, so it has no edge cases"
+    assert not (tmp_path / "a.csv").exists()
