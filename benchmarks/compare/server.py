@@ -65,15 +65,13 @@ class Worker:
 
     def new_step(self, impl: str, dtype: str) -> Any:
         from benchmarks.measure.availability import check_options, load
-        from benchmarks.measure.step import Step
+        from benchmarks.measure.step import Step, converted
 
         loss = load(impl, dtype, self.device, self.levels.get(impl))
-        given = self.given[loss.level]
-        given |= {name: value.to(self.device) for name, value in tensors(given).items()}
+        given = converted(self.given[loss.level], self.device)
+        self.given[loss.level] = given  # on the device, for the next step too
         check_options(loss, given.keys() - {"input", "linear_weight", "target"})
-        floats = {name: value for name, value in tensors(given).items() if name != "target"}
-        converted = {name: value.to(getattr(torch, dtype)) for name, value in floats.items()}
-        return Step(loss, given | converted)
+        return Step(loss, converted(given, self.device, dtype))
 
     def environment(self) -> dict[str, Any]:
         return comparable(self.device)
@@ -165,7 +163,7 @@ class Worker:
         With large pages, a call can take half as long again.
         """
         times, share = HEAP
-        needed = times * sum(tensor.nbytes for tensor in tensors(self.given[level]).values())
+        needed = times * sum(getattr(one, "nbytes", 0) for one in self.given[level].values())
         padding, most = PADDING  # moves what a loss allocates
         free = share * memory.free_bytes(self.device)
         size = min(needed + padding * most, int(free))
@@ -210,11 +208,6 @@ class Worker:
             return getattr(step, pass_)
         made: Any = step.forward()
         return lambda: step.backward(made)
-
-
-def tensors(given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors among the arguments of a loss."""
-    return {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
 
 def uncompiled(model: Any = None, **_: Any) -> Any:

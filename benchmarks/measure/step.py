@@ -136,3 +136,16 @@ class ShardedStep(Step):
 def step_of(loss: impls.Loss, given: Mapping[str, Any]) -> Step:
     """The step of ``loss`` at its level."""
     return (ShardedStep if loss.level == "sharded" else Step)(loss, given)
+
+
+def converted(given: Mapping[str, Any], device: str, dtype: str | None = None) -> dict[str, Any]:
+    """A loss's arguments with the tensors on ``device``, and those of floats in ``dtype``."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(
+            device, getattr(torch, dtype) if dtype and value.is_floating_point() else None
+        )
+
+    return {name: convert(value) for name, value in given.items()}

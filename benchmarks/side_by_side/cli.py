@@ -154,6 +154,7 @@ examples:
   python -m benchmarks
   python -m benchmarks --impl linear.fused --impl my_loss.py --workload gpt2_text@256
   python -m benchmarks --workload llama3_8b@8192 --dtype bfloat16 --device cuda
+  python -m benchmarks --workload file:run.safetensors --dtype bfloat16
   torchrun --nproc-per-node 2 -m benchmarks --workload notebook"""
 
 

@@ -1,6 +1,8 @@
 """A call of a loss in a training script is recorded as it was, and nothing of it stays behind."""
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -173,3 +175,15 @@ def test_what_is_missing_is_said_before_the_training(file, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NotCaptured, match="needs the package safetensors"):
         benchmarks.capture(file).__enter__()
+
+
+@pytest.mark.slow
+def test_the_script_of_the_documentation_makes_a_workload(tmp_path) -> None:
+    script = [sys.executable, str(benchmarks.ROOT / "docs" / "make_small_run.py"), "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(benchmarks.ROOT), *sys.path])}
+    run = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    recorded = workload(f"file:{tmp_path}/run.safetensors")
+    assert (recorded.tokens, recorded.hidden, recorded.vocab) == (1024, 128, 50257)
+    of_config = workload(f"config:{tmp_path}/config.json")
+    assert (of_config.hidden, of_config.vocab) == (128, 50257)

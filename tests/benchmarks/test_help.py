@@ -46,4 +46,4 @@ def test_examples_are_understood(command: str, monkeypatch, capsys) -> None:
         for key, names in {"impl": impls.names(), "workload": WORKLOADS}.items():
             given = arguments.get(key) or []
             for name in given if isinstance(given, list) else [given]:
-                assert name.partition("@")[0] in [*names, "my_loss.py"]
+                assert name.partition("@")[0] in [*names, "my_loss.py", "file:run.safetensors"]
