@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import impls
-from benchmarks.measure.availability import Unmeasurable, load
+from benchmarks.measure.availability import Unmeasurable, check_options, load
 from benchmarks.measure.step import PASSES
-from benchmarks.workloads import WORKLOADS, UnknownWorkload
+from benchmarks.workloads import WORKLOADS, UnknownWorkload, Workload
 from impls.loss import LEVELS_OF_ONE_PROCESS
 
 # OSError is not among them: ``benchmarks.__main__`` prints it, except for a closed pipe.
@@ -28,7 +28,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--workload": {
         "metavar": "NAME[@TOKENS]",
-        "help": f"the input, with another number of tokens after @: {', '.join(WORKLOADS)}",
+        "help": f"the input, with another number of tokens after @: {', '.join(WORKLOADS)}; "
+        "file:PATH is a recording of benchmarks.capture, config:PATH the shape of a Hugging Face "
+        "config",
     },
     "--dtype": {
         "default": "float32",
@@ -101,6 +103,23 @@ def available(names: Sequence[str], dtype: str, device: str) -> Iterator[impls.L
             yield load(name, dtype, device)
         except Unmeasurable as reason:
             print(f"skipped: {reason}", file=sys.stderr)
+
+
+def supporting(losses: list[impls.Loss], chosen: Workload, named: bool) -> list[impls.Loss]:
+    """The losses that have the options which the workload needs. For each other loss, print why.
+
+    Raises ``Unmeasurable`` for the first that lacks an option, if the losses were ``named``.
+    """
+    found = []
+    for loss in losses:
+        try:
+            check_options(loss, chosen.needed_options(loss.level))
+            found.append(loss)
+        except Unmeasurable as reason:
+            if named:
+                raise
+            print(f"skipped: {reason}", file=sys.stderr)
+    return found
 
 
 def open_for_append(path: Path) -> None:

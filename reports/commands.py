@@ -66,6 +66,8 @@ def reproduce(of: pd.Series) -> str:
         kernel = of["workload"].partition(" ")[0]
         return f"python benchmark/scripts/benchmark_{kernel}.py  # in a clone of Liger-Kernel"
     name, _, text = of["workload"].partition(":")
+    if name in ("file", "config"):  # the name is the option's value, without the path's folders
+        name, text = of["workload"], ""
     device, _, ranks = of["device"].partition(" × ")
     words = ["torchrun", "--nproc-per-node", ranks] if ranks else ["python"]
     words += ["-m", "benchmarks", "--workload", name, *(["--text", text] if text else [])]

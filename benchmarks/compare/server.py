@@ -40,7 +40,7 @@ class Worker:
         self.folder, self.cores = folder, cores
         self.device = "cpu"
         self.levels: dict[str, str] = {}  # of the losses whose name does not tell it
-        self.given: dict[str, dict[str, Tensor]] = {}  # by level
+        self.given: dict[str, dict[str, Any]] = {}  # by level: tensors and options by name
         self.steps: dict[tuple[str, str], Any] = {}
         self.device_times: timers.Calls | None = None  # on CUDA
         self.random = random.Random()
@@ -64,14 +64,14 @@ class Worker:
         return self.steps[impl, dtype]
 
     def new_step(self, impl: str, dtype: str) -> Any:
-        from benchmarks.measure.availability import load
-        from benchmarks.measure.step import Step
+        from benchmarks.measure.availability import check_options, load
+        from benchmarks.measure.step import Step, converted
 
         loss = load(impl, dtype, self.device, self.levels.get(impl))
-        given = {name: tensor.to(self.device) for name, tensor in self.given[loss.level].items()}
+        given = converted(self.given[loss.level], self.device)
         self.given[loss.level] = given  # on the device, for the next step too
-        floats = {name: given[name].to(getattr(torch, dtype)) for name in given if name != "target"}
-        return Step(loss, given | floats)
+        check_options(loss, given)
+        return Step(loss, converted(given, self.device, dtype))
 
     def environment(self) -> dict[str, Any]:
         return comparable(self.device)
@@ -163,7 +163,7 @@ class Worker:
         With large pages, a call can take half as long again.
         """
         times, share = HEAP
-        needed = times * sum(tensor.nbytes for tensor in self.given[level].values())
+        needed = times * sum(getattr(one, "nbytes", 0) for one in self.given[level].values())
         padding, most = PADDING  # moves what a loss allocates
         free = share * memory.free_bytes(self.device)
         size = min(needed + padding * most, int(free))

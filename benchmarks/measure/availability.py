@@ -1,10 +1,10 @@
 """Checks that a loss can be measured here: its device, its dtype, the memory for its tensors."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import impls
 from benchmarks.measure import oracle
@@ -78,8 +78,31 @@ def dtypes_on(support: impls.Support, device: str) -> tuple[str, ...]:
     return support.dtypes_on(device) if hasattr(support, "dtypes_on") else support.dtypes
 
 
-def tensors(chosen: Workload, level: str, dtype: str, device: str) -> dict[str, Tensor]:
-    """The workload's tensors. Raises ``Unmeasurable`` if there is too little free memory."""
+def check_options(loss: impls.Loss, needed: Iterable[str]) -> None:
+    """Raise ``Unmeasurable`` if the loss lacks an argument that the workload needs."""
+    has = ("input", "linear_weight", "target", *loss.options)
+    if missing := [name for name in needed if name not in has]:
+        raise Unmeasurable(f"{loss.name} has no {', '.join(missing)}, which the workload needs")
+
+
+def check_level(chosen: Workload, level: str) -> None:
+    """Raise ``Unmeasurable`` if the workload cannot be measured at ``level``."""
+    if level != "logits" and not chosen.hidden:
+        raise Unmeasurable(
+            f"{chosen.name} has logits alone, so it has no level {level}: "
+            "benchmarks.capture with head= records the hidden states too"
+        )
+    if level == "sharded" and chosen.vectors:
+        names = " and ".join(chosen.vectors)
+        raise Unmeasurable(f"{chosen.name} has {names}, which is not split across ranks here")
+
+
+def tensors(chosen: Workload, level: str, dtype: str, device: str) -> dict[str, Any]:
+    """The workload's arguments of a loss.
+
+    Raises ``Unmeasurable`` if the workload lacks the level, or if too little memory is free.
+    """
+    check_level(chosen, level)
     # Ranks share the CPU's memory. Rank 0 evaluates the oracle on the whole weight.
     shared = torchrun.world_size() if device == "cpu" else 1
     needed, free = shared * bytes_needed(chosen, level, dtype), free_bytes(device)

@@ -83,6 +83,33 @@ ORACLES: dict[str, Callable[..., Any]] = {
 }
 
 
+def native_cross_entropy(input, target, weight=None, *, softcap=None, z_loss=0.0, **options):
+    """PyTorch's own loss. PyTorch's functions add the options that it lacks."""
+    x = input if softcap is None else softcap * torch.tanh(input / softcap)
+    value = F.cross_entropy(x, target, weight, **options)
+    if not z_loss:
+        return value
+    counted = target != options.get("ignore_index", -100)
+    squares = z_loss * x.logsumexp(1).square() * counted
+    if options.get("reduction") == "none":
+        return value + squares
+    if options.get("reduction") == "sum":
+        return value + squares.sum()
+    w = counted if weight is None else weight[target * counted] * counted
+    return value + squares.sum() / w.sum()
+
+
+def native_linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, **options):
+    return native_cross_entropy(F.linear(input, linear_weight, linear_bias), target, **options)
+
+
+# PyTorch's own loss of each level, whose error decides the budget of the others.
+NATIVE: dict[str, Callable[..., Tensor]] = {
+    "logits": native_cross_entropy,
+    "linear": native_linear_cross_entropy,
+}
+
+
 def evaluate(
     fn: Callable[..., Tensor], tensors: Mapping[str, Tensor], grad: Tensor, **options: Any
 ) -> dict[str, Tensor]:
@@ -111,26 +138,36 @@ def expected(
     return evaluate(ORACLES[level], exact, grad, **options)
 
 
-def expected_mean(level: str, tensors: Mapping[str, Tensor], grad: Tensor) -> dict[str, Tensor]:
-    """As ``expected`` for the mean over the tokens, with the logits of a chunk of tokens at a time.
+def expected_in_chunks(level: str, arguments: Mapping[str, Any], grad: Tensor) -> dict[str, Tensor]:
+    """As ``expected``, with the logits of a chunk of tokens at a time.
 
-    Value and gradients are sums over the chunks, divided by the number of tokens that count.
+    ``arguments`` may have options too. The losses of the rows are reduced here: a mean's
+    denominator is the sum of the class weights of the targets that count.
     """
-    input, target = tensors["input"], tensors["target"]  # (N, ·), (N,)
-    whole = {name: tensor.double() for name, tensor in tensors.items() if name.startswith("linear")}
+    given = dict(arguments)
+    input, target = given.pop("input"), given.pop("target")  # (N, ·), (N,)
+    reduction = given.pop("reduction", "mean")
+    whole = {name: given.pop(name).double() for name in DIFFERENTIABLE if name in given}
     size = rows(len(whole["linear_weight"]) if whole else input.shape[1])
-    counted = (target != -100).sum()
-    value = torch.zeros((), dtype=torch.float64, device=input.device)
+    divisor: Any = 1
+    if reduction == "mean":
+        counted = target != given.get("ignore_index", -100)
+        weight = given.get("weight")
+        shares = counted if weight is None else weight.double()[target.where(counted, 0)] * counted
+        divisor = shares.sum()
+    upstream = (grad.double() / divisor).expand(len(input))
+    losses = []
     grads = {"input": torch.empty_like(input, dtype=torch.float64)}
-    chunks = (tensor.split(size) for tensor in (input, target, grads["input"]))
-    for x, y, dx in zip(*chunks, strict=True):
+    chunks = (tensor.split(size) for tensor in (input, target, upstream, grads["input"]))
+    for x, y, g, dx in zip(*chunks, strict=True):
         chunk = {**whole, "input": x.double(), "target": y}
-        part = evaluate(ORACLES[level], chunk, grad.double() / counted, reduction="sum")
-        value = value + part["value"] / counted
+        part = evaluate(ORACLES[level], chunk, g, **given, reduction="none")
+        losses.append(part["value"])
         dx.copy_(part["input"])
         for name in whole:
             grads[name] = grads[name].add_(part[name]) if name in grads else part[name]
-    return {"value": value, **grads}
+    of_rows = torch.cat(losses)
+    return {"value": of_rows if reduction == "none" else of_rows.sum() / divisor, **grads}
 
 
 def rows(numbers: int) -> int:

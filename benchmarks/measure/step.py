@@ -1,6 +1,8 @@
 """Calls a loss as a training step does, and computes its errors and their budgets."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,27 +20,30 @@ class Step:
     Log-probabilities are measured as a linear loss, the mean of -log p.
     """
 
-    def __init__(self, loss: impls.Loss, tensors: Mapping[str, Tensor]):
+    def __init__(self, loss: impls.Loss, given: Mapping[str, Any]):
         self.level = loss.level
         self.loss = loss.as_linear() if loss.level == "logprobs" else loss
         self.name = loss.name
-        self.given = tensors
-        self.tensors = self.own()
+        self.given = given  # tensors and options, by the names of the loss's arguments
+        self.arguments = self.own()
         self.leaves = [
-            self.tensors[name].requires_grad_() for name in oracle.DIFFERENTIABLE if name in tensors
+            self.arguments[name].requires_grad_() for name in oracle.DIFFERENTIABLE if name in given
         ]
         # Not 1, so that a loss which ignores the upstream gradient has an error.
-        self.grad = torch.full((), 0.75, dtype=self.leaves[0].dtype, device=self.leaves[0].device)
+        of_rows = given.get("reduction") == "none"
+        shape = given["target"].shape if of_rows else ()
+        leaf = self.leaves[0]
+        self.grad = torch.full(shape, 0.75, dtype=leaf.dtype, device=leaf.device)
 
-    def own(self) -> dict[str, Tensor]:
-        """The tensors to call the loss with. An input that the loss overwrites is a copy."""
+    def own(self) -> dict[str, Any]:
+        """The arguments to call the loss with. An input that the loss overwrites is a copy."""
         if not getattr(self.loss.support, "overwrites_input", False):  # old revisions lack it
             return dict(self.given)
         return {**self.given, "input": self.given["input"].detach().clone()}
 
     def renew_input(self) -> None:
         """Write the given input over what the loss made of its own copy of it."""
-        self.tensors["input"].data.copy_(self.given["input"].data)
+        self.arguments["input"].data.copy_(self.given["input"].data)
 
     def swap_rows(self, rows: tuple[int, int], names: Iterable[str] = ("input", "target")) -> None:
         """Let two rows change places. The tensors stay at their addresses.
@@ -53,7 +58,7 @@ class Step:
             tensor[other] = row
 
     def forward(self) -> Tensor:
-        return self.loss.fn(**self.tensors)
+        return self.loss.fn(**self.arguments)
 
     def backward(self, loss: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(loss, self.leaves, self.grad)
@@ -66,11 +71,12 @@ class Step:
 
         Some losses then skip the multiplication of their gradients.
         """
-        return torch.autograd.grad(self.forward(), self.leaves)
+        value = self.forward()
+        return torch.autograd.grad(value, self.leaves, torch.ones_like(value))
 
     def expected(self) -> dict[str, Tensor]:
-        """The oracle's value and gradients for these tensors."""
-        return oracle.expected_mean(self.loss.level, self.given, self.grad)
+        """The oracle's value and gradients for these arguments."""
+        return oracle.expected_in_chunks(self.loss.level, self.given, self.grad)
 
     def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
         """The largest relative error of a gradient. For logits, also the error without the targets.
@@ -81,13 +87,18 @@ class Step:
         actual = oracle.evaluate(self.loss.fn, self.own(), self.grad)
         errors = [worst(actual, expected)]
         if self.loss.level == "logits":
-            targets = self.given["target"]
+            target = self.given["target"]
+            counted = target != self.given.get("ignore_index", -100)
+            targets = target.where(counted, 0)  # the gradient of an ignored row is 0 in any column
             errors.append(oracle.error(actual["input"], expected["input"], left_out=targets))
         return errors
 
     def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
-        """The budget of each of ``errors``, from the builtin loss's errors on the same tensors."""
-        native = Step(impls.load(f"{self.level}.builtin"), self.given)
+        """The budget of each of ``errors``, from PyTorch's own loss on the same arguments."""
+        loss = replace(self.loss, fn=oracle.NATIVE[self.loss.level])
+        if self.level == "logprobs":
+            loss = impls.load("logprobs.builtin")
+        native = Step(loss, self.given)
         return [oracle.budget(error, dtype) for error in native.errors(expected)]
 
     def errors_and_budgets(
@@ -112,23 +123,23 @@ def worst(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float
 class ShardedStep(Step):
     """A step of one rank, which holds a slice of ``linear_weight``.
 
-    An error is the largest of all ranks. Its budget comes from the builtin loss on the whole
+    An error is the largest of all ranks. Its budget comes from PyTorch's own loss on the whole
     weight, with the gradient cut into the same slices.
     """
 
     def expected(self) -> dict[str, Tensor]:
-        return self.on_whole(lambda whole: oracle.expected_mean("linear", whole, self.grad))
+        return self.on_whole(lambda whole: oracle.expected_in_chunks("linear", whole, self.grad))
 
     def errors(self, expected: Mapping[str, Tensor]) -> list[float]:
         return [torchrun.largest(error) for error in super().errors(expected)]
 
     def budgets(self, expected: Mapping[str, Tensor], dtype: str) -> list[float]:
-        builtin = impls.load("linear.builtin").fn
-        native = self.on_whole(lambda whole: oracle.evaluate(builtin, whole, self.grad))
+        fn = oracle.NATIVE["linear"]
+        native = self.on_whole(lambda whole: oracle.evaluate(fn, whole, self.grad))
         return [oracle.budget(torchrun.largest(worst(native, expected)), dtype)]
 
     def on_whole(
-        self, evaluate: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+        self, evaluate: Callable[[dict[str, Any]], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
         """What ``evaluate`` returns for the whole weight, with this rank's slice of its gradient.
 
@@ -145,6 +156,19 @@ class ShardedStep(Step):
         return {name: tensor.to(self.grad.device) for name, tensor in part.items()}
 
 
-def step_of(loss: impls.Loss, tensors: Mapping[str, Tensor]) -> Step:
+def step_of(loss: impls.Loss, given: Mapping[str, Any]) -> Step:
     """The step of ``loss`` at its level."""
-    return (ShardedStep if loss.level == "sharded" else Step)(loss, tensors)
+    return (ShardedStep if loss.level == "sharded" else Step)(loss, given)
+
+
+def converted(given: Mapping[str, Any], device: str, dtype: str | None = None) -> dict[str, Any]:
+    """A loss's arguments with the tensors on ``device``, and those of floats in ``dtype``."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(
+            device, getattr(torch, dtype) if dtype and value.is_floating_point() else None
+        )
+
+    return {name: convert(value) for name, value in given.items()}

@@ -22,6 +22,7 @@ from benchmarks.measure import memory, torch_compat
 from benchmarks.measure.availability import (
     Unmeasurable,
     check_device,
+    check_level,
     load_for,
     select_level,
     tensors,
@@ -31,7 +32,7 @@ from benchmarks.measure.step import Step
 from benchmarks.plan.gpus import GPUS
 from benchmarks.plan.simulation import NotSimulated, Shapes, argument_bytes, predict
 from benchmarks.ranks.pool import needs_ranks
-from benchmarks.workloads import WORKLOADS, Workload, workload
+from benchmarks.workloads import Workload, split_tokens, workload
 from impls.loss import FUNCTIONS
 
 PLAN_COLUMNS = [
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 
 def sized(name: str, tokens: int | None) -> Workload:
-    return workload(name if tokens is None else f"{name.partition('@')[0]}@{tokens}")
+    return workload(name if tokens is None else f"{split_tokens(name)[0]}@{tokens}")
 
 
 def chosen(
@@ -128,6 +129,14 @@ def plan(
         group = select_level(losses, level)
         if not group:
             continue
+        try:
+            check_level(size, level)
+            group = options.supporting(group, size, named=bool(arguments.impl))
+        except Unmeasurable as reason:
+            if arguments.impl:
+                raise
+            print(f"skipped: {reason}", file=sys.stderr)
+            continue
         ranks = (arguments.ranks or 1) if level == "sharded" else 1
         argument_shapes = shapes(size, level, ranks)
         cell = {
@@ -143,7 +152,7 @@ def plan(
             "arguments": argument_bytes(argument_shapes, dtype),
         }
         makers: dict[str, Callable[[Mapping[str, Tensor]], Step | Reference]] = {
-            loss.name: functools.partial(Step, loss) for loss in group
+            loss.name: functools.partial(step_with_options, loss, size.options) for loss in group
         }
         makers[REFERENCES[level].name] = REFERENCES[level]
         title = f"{size.name} {dtype}"
@@ -162,12 +171,19 @@ def plan(
             yield row
 
 
+def step_with_options(
+    loss: impls.Loss, options: Mapping[str, Any], given: Mapping[str, Tensor]
+) -> Step:
+    return Step(loss, {**given, **options})
+
+
 def shapes(size: Workload, level: str, ranks: int) -> Shapes:
     """The shapes of a loss's arguments on rank 0, whose slice is as large as any."""
     n, d, v = size.tokens, size.hidden, size.vocab
+    vectors = {name: (v,) for name in size.vectors if name in size.needed_options(level)}
     if level == "logits":
-        return {"input": (n, v), "target": (n,)}
-    return {"input": (n, d), "linear_weight": (-(-v // ranks), d), "target": (n,)}
+        return {"input": (n, v), "target": (n,), **vectors}
+    return {"input": (n, d), "linear_weight": (-(-v // ranks), d), "target": (n,), **vectors}
 
 
 def measured(step: Step, device: str) -> Row:
@@ -211,7 +227,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser,
         "--workload",
         action="append",
-        help=f"{', '.join(WORKLOADS)} (repeatable; without it, gpt2_text)",
+        help=f"{options.OPTIONS['--workload']['help']} (repeatable; without it, gpt2_text)",
     )
     parser.add_argument("--tokens", type=count, metavar="N", help="tokens of every workload")
     parser.add_argument(

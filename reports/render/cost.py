@@ -81,7 +81,7 @@ def sections(
             "charts": list(charts(table, name, idents)) if n < CHARTED else [],
         }
         shown.append(section)
-        key = (of["workload"], of["dtype"], *_place(of))
+        key = (of["workload"], of["text"], of["dtype"], *_place(of))
         sentences = _verdict(table, overwriting)
         # The section of an older commit has losses that were not measured since. It has no verdict.
         if (*key, of["level"]) in judged or not sentences:

@@ -218,7 +218,7 @@ def test_a_loss_that_overwrites_its_input_spares_the_others() -> None:
     step.forward_backward()
     assert step.errors(step.expected()) == first
     assert given["input"].equal(before)
-    assert not step.tensors["input"].equal(before)
+    assert not step.arguments["input"].equal(before)
 
 
 def test_a_deviation_that_is_none_fails_the_gate(tmp_path) -> None:

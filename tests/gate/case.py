@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import impls
@@ -186,26 +185,3 @@ def tolerance(loss: impls.Loss, float32: float) -> float:
 def reductions(loss: impls.Loss) -> tuple[str, ...]:
     """The reductions that the loss offers. A loss without the option is the mean."""
     return ("mean", "sum", "none") if "reduction" in loss.options else ("mean",)
-
-
-def native_cross_entropy(input, target, weight=None, *, softcap=None, z_loss=0.0, **options):
-    """PyTorch's own loss. PyTorch's functions add the options that it lacks."""
-    x = input if softcap is None else softcap * torch.tanh(input / softcap)
-    value = F.cross_entropy(x, target, weight, **options)
-    if not z_loss:
-        return value
-    counted = target != options.get("ignore_index", -100)
-    squares = z_loss * x.logsumexp(1).square() * counted
-    if options.get("reduction") == "none":
-        return value + squares
-    if options.get("reduction") == "sum":
-        return value + squares.sum()
-    w = counted if weight is None else weight[target * counted] * counted
-    return value + squares.sum() / w.sum()
-
-
-def native_linear_cross_entropy(input, linear_weight, target, *, linear_bias=None, **options):
-    return native_cross_entropy(F.linear(input, linear_weight, linear_bias), target, **options)
-
-
-NATIVE = {"logits": native_cross_entropy, "linear": native_linear_cross_entropy}

@@ -8,7 +8,6 @@ import impls
 from benchmarks.measure import oracle
 from tests.gate.calls import calls_out_of_range, calls_that_mismatch
 from tests.gate.case import (
-    NATIVE,
     Case,
     Tensors,
     Wrong,
@@ -76,7 +75,7 @@ def check_confident(loss: impls.Loss) -> None:
         tensors["input"][at_target] = 10.0  # p - 1 is about -3e-3
         native, exact, actual = (
             oracle.evaluate(fn, tensors, case.upstream(), **case.options(loss))["input"][at_target]
-            for fn in (NATIVE[loss.level], oracle.ORACLES[loss.level], loss.fn)
+            for fn in (oracle.NATIVE[loss.level], oracle.ORACLES[loss.level], loss.fn)
         )
         what = f"p - 1 where p is near 1 (PyTorch's own error {oracle.error(native, exact):.2g})"
         expect_close(actual, exact, 2 * oracle.BAND[dtype], what, str(case))

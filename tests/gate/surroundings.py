@@ -11,7 +11,6 @@ from torch import Tensor
 import impls
 from benchmarks.measure import oracle
 from tests.gate.case import (
-    NATIVE,
     Case,
     Tensors,
     backward,
@@ -84,7 +83,7 @@ def check_autocast(loss: impls.Loss) -> None:
         }
         tensors["input"] = tensors["input"].to(dtype)
         where = f"{case}; autocast, input {dtype}"
-        native = evaluate(NATIVE[loss.level], tensors)
+        native = evaluate(oracle.NATIVE[loss.level], tensors)
         actual = call(lambda: evaluate(loss.fn, tensors), where)  # noqa: B023  called at once
         expected = oracle.expected(loss.level, tensors, upstream, **options)
         rounding = "float32" if loss.level == "logits" and dtype == torch.float32 else "bfloat16"

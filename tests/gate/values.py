@@ -20,7 +20,7 @@ from torch import Tensor
 import impls
 from benchmarks.measure import oracle
 from impls.loss import INTERPRETED
-from tests.gate.case import NATIVE, Case, Tensors, Wrong, call, reductions
+from tests.gate.case import Case, Tensors, Wrong, call, reductions
 
 # For allclose, relative to the largest element. The budget is tighter. This tolerance does not
 # depend on PyTorch's own error.
@@ -159,7 +159,7 @@ def judge(
     tensors = tensors or case.tensors(loss)
     options, upstream = case.options(loss), case.upstream()
     where = f"{case}{about and '; ' + about}"
-    native = oracle.evaluate(NATIVE[loss.level], tensors, upstream, **options)
+    native = oracle.evaluate(oracle.NATIVE[loss.level], tensors, upstream, **options)
     expected = oracle.expected(loss.level, tensors, upstream, **options)
     scales = natural_scales(tensors, upstream, options)
     rounding = 0.0 if is_strict else lse_rounding(tensors, case)

@@ -33,6 +33,8 @@ def test_commands_measure_the_cell_again() -> None:
         "python -m benchmarks --workload gpt2_text@256 --text a.txt --dtype float32 "
         "--impl linear.builtin --impl logits.eager"
     )
+    of["workload"] = "file:run.safetensors@64"
+    assert "--workload file:run.safetensors@64 --dtype" in reproduce(of)
     for impl in ("logits.fused", "linear.reference", "linear.fused(filter_eps=6e-5)"):
         of = pd.Series(tidy(impl=impl, source="x.csv", allocator="default", dtype="bfloat16"))
         words = reproduce(of).replace("'", "").split()[3:]

@@ -49,10 +49,32 @@ def test_by_chunks_of_tokens_it_is_the_same(level: str, dtype: torch.dtype, monk
     upstream = torch.tensor(0.75, dtype=dtype)
     whole = oracle.expected(level, tensors, upstream)
     monkeypatch.setattr(oracle, "CHUNK", 30_000)  # of 8 tokens, 3, 3 and 2
-    chunked = oracle.expected_mean(level, tensors, upstream)
+    chunked = oracle.expected_in_chunks(level, tensors, upstream)
     assert chunked.keys() == whole.keys()
     for name, right in whole.items():
         assert chunked[name].dtype == torch.float64
+        torch.testing.assert_close(chunked[name], right, rtol=1e-9, atol=1e-18)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_by_chunks_of_tokens_options_count(reduction: str, monkeypatch) -> None:
+    tensors = workload("tinystories_1m@8").tensors("linear", "float64")
+    tensors["target"][2] = 7
+    generator = torch.Generator().manual_seed(0)
+    options = {
+        "linear_bias": torch.randn(10_000, dtype=torch.float64, generator=generator),
+        "weight": torch.rand(10_000, dtype=torch.float64, generator=generator),
+        **{"ignore_index": 7, "reduction": reduction, "label_smoothing": 0.1},
+        **{"softcap": 2.0, "z_loss": 0.05},
+    }
+    upstream = torch.rand(8 if reduction == "none" else (), generator=generator).double()
+    arguments = {**tensors, **options}
+    differentiable = {name: arguments.pop(name) for name in ("input", "linear_weight", "target")}
+    whole = oracle.evaluate(oracle.linear_cross_entropy, {**differentiable, **arguments}, upstream)
+    monkeypatch.setattr(oracle, "CHUNK", 30_000)  # of 8 tokens, 3, 3 and 2
+    chunked = oracle.expected_in_chunks("linear", {**differentiable, **arguments}, upstream)
+    assert chunked.keys() == whole.keys() == {"value", "input", "linear_weight", "linear_bias"}
+    for name, right in whole.items():
         torch.testing.assert_close(chunked[name], right, rtol=1e-9, atol=1e-18)
 
 

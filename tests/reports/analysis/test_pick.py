@@ -61,6 +61,17 @@ def test_the_line_can_be_pasted(pick) -> None:
     assert namespace["linear_cross_entropy"](x, weight, y).item() == pytest.approx(expected.item())
 
 
+def test_a_file_that_has_changed_is_another_workload(pick) -> None:
+    """The newest file of this name counts: its losses were not measured next to the others."""
+    file, memory = {"workload": "file:run.safetensors"}, 9
+    old = loss("linear.fused", 1.0, memory, **file, text="0a0a0a0a")
+    new = loss("linear.builtin", 2.0, memory, **file, text="1b1b1b1b")
+    code, out, _ = pick([*old, *new], "file:run.safetensors", "8GiB")
+    assert code == 0
+    assert "linear.builtin: 2.00 ms" in out
+    assert "linear.fused" not in out
+
+
 @pytest.mark.parametrize(
     ("workload", "memory", "more", "says"),
     [
