@@ -68,10 +68,11 @@ wheelhouse:
 		$(addprefix --platform=manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64) $(CARRIED)
 	du -ch $(WHEELS)/*.whl
 
+# --seed: uv's environment has pip too, which the `install` of action.yml may call.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed")'
 	if command -v uv > /dev/null; then \
-		uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
+		uv venv --quiet --seed --allow-existing --python $(PYTHON) .venv && \
 		uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'; \
 	else \
 		$(PYTHON) -m venv .venv && \

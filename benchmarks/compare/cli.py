@@ -76,6 +76,9 @@ def main(argv: list[str], server: Server) -> int:
 
 def compare(revisions: Comparison, arguments: argparse.Namespace) -> int:
     names = arguments.impl or changed(revisions)
+    for target in revisions.targets.values():
+        for name in names:
+            targets.check_module(target, name)
     of = arguments.workload, arguments.device
     workloads_of([name for name in names if not is_foreign(name)], *of)  # what is wrong shows now
     unmeasurable = revisions.begin(names, arguments.level)

@@ -183,6 +183,12 @@ def check_torch(target: Target) -> None:
         )
 
 
+def check_module(target: Target, name: str) -> None:
+    """Refuse a module that a source tree lacks: an installed copy would be measured instead."""
+    if target.roots and ":" in name and not target.sources(name):
+        raise UnknownRevision(f"{target.name} has no file of the module {name.partition(':')[0]}")
+
+
 def open_target(name: str, folder: Path, repo: Path, whole: bool) -> Target:
     if name.startswith("git+") or "==" in name:
         asked = tuple(part.strip() for part in name.split(","))

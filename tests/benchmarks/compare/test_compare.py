@@ -265,7 +265,7 @@ def test_calibrate_compares_the_same_with_itself(clone) -> None:
     assert again.stdout.strip() in table
 
 
-def test_the_workflow_to_copy_asks_for_what_there_is() -> None:
+def test_the_workflow_asks_for_what_there_is() -> None:
     """Its commands are parsed by the commands themselves: a flag renamed here must show there."""
     workflow = (ROOT / ".github/workflows/compare.yml").read_text()
     [line] = re.findall(r"python -m benchmarks compare (.*?) \|", workflow)

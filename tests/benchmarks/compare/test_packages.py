@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ROOT
+from benchmarks.__main__ import main
 from benchmarks.compare import packages, targets
 from benchmarks.compare.cli import parse
 
@@ -154,6 +155,13 @@ def test_a_changed_helper_measures_the_losses_that_import_it(clone) -> None:
     assert code in (0, 1), errors
     assert f"| {PACKAGE}.losses:fused_ce | forward_backward |" in out
     assert "plain_ce" not in out
+
+
+def test_a_module_that_a_revision_lacks_is_not_taken_from_elsewhere(clone, capsys) -> None:
+    """Both sides would measure the installed module, and find no difference."""
+    name = "torch.nn.functional:cross_entropy"
+    assert main(["compare", "--repo", str(clone), "HEAD~1", "HEAD", "--impl", name]) == 2
+    assert "HEAD~1 has no file of the module torch.nn.functional\n" in capsys.readouterr().err
 
 
 def test_losses_of_source_trees_that_differ(clone, tmp_path) -> None:
