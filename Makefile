@@ -43,7 +43,7 @@ lint: .venv/ready
 # The losses of the libraries that people train with, in an environment of their own (rivals.txt says
 # why): about forty minutes on two cores. Triton kernels run in Triton's interpreter.
 RIVALS := logits.transformers logits.torchtitan logits.olmo_core linear.torchtune linear.trl \
-	linear.nemo_automodel sharded.megatron
+	linear.nemo_automodel sharded.megatron logprobs.trl
 TRITON_RIVALS := linear.fla sharded.liger
 GATE := OMP_WAIT_POLICY=passive .venv-rivals/bin/python -m pytest tests/gate --require-all --quiet
 rivals: .venv-rivals/ready

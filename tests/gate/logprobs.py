@@ -98,7 +98,9 @@ def check_entropy(loss: impls.Loss) -> None:
                 fn(**given, entropy=True)[1].double()
                 for fn in (impls.load("logprobs.builtin").fn, oracle.token_logprobs)
             )
-            error, of_native = (float((one - exact).norm()) for one in (entropy.double(), native))
+            error, of_native = (
+                float((one - exact).abs().max()) for one in (entropy.double(), native)
+            )
             allowed = max(ALLOWED[case.dtype] * most, 4 * of_native)
             expect(
                 error <= allowed,
@@ -188,7 +190,7 @@ def need_option(loss: impls.Loss, option: str) -> None:
 
 def in_each_dtype(loss: impls.Loss) -> Iterator[tuple[Case, Tensors]]:
     for dtype in loss.support.dtypes:
-        case = Rows(n=6, v=37, dtype=dtype)
+        case = Rows(n=600, v=37, dtype=dtype)  # rounding may spare a few rows
         yield case, case.tensors(loss)
 
 
