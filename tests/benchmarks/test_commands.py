@@ -156,8 +156,8 @@ def test_where_nothing_fits_no_file_is_left(tmp_path, monkeypatch, capsys) -> No
 def test_a_mistyped_command_is_said(capsys) -> None:
     assert main(["compar", "HEAD"]) == 2
     assert capsys.readouterr().err == (
-        "no command 'compar'; there are side-by-side, compare, calibrate, plan, edge-cases, "
-        "history, gpu\n"
+        "no command 'compar'; there are side-by-side, compare, calibrate, bisect, watch, plan, "
+        "edge-cases, history, gpu\n"
     )
 
 

@@ -103,7 +103,7 @@ def test_the_losses_of_a_package_are_those_that_import_it() -> None:
         watch.losses_of("pytest")
     liger = pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
     assert liger
-    assert watch.losses_of("liger-kernel") == ["linear.liger", "logits.liger"]
+    assert watch.losses_of("liger-kernel") == ["linear.liger", "logits.liger", "logprobs.liger"]
 
 
 def test_unknown_releases_and_a_single_one_are_a_line(run) -> None:

@@ -4,9 +4,9 @@ Each function makes a new loss with PyTorch's own signature, so no state is left
 """
 
 import ctypes
+import inspect
 import mmap
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def zeros(input: Tensor) -> tuple[Tensor, Tensor]:
 
 def callers() -> str:
     """The files of all functions that are running."""
-    files, frame = [], sys._getframe()
+    files, frame = [], inspect.currentframe()
     while frame := frame.f_back:
         files.append(frame.f_code.co_filename)
     return "\n".join(files)
@@ -95,7 +95,7 @@ def lazy() -> CrossEntropy:
     """Forward returns a tensor without a value."""
 
     def cross_entropy(input, target):
-        value = torch.Tensor._make_subclass(Lazy, torch.empty(()))
+        value = torch.empty(()).as_subclass(Lazy)
         value.work = lambda: F.cross_entropy(input, target)
         return value
 

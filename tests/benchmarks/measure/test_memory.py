@@ -93,7 +93,7 @@ def test_log_probabilities_never_hold_all_logits(name: str) -> None:
     """Forward keeps a few numbers of each row. Backward makes the gradients and some logits."""
     narrow = replace(workload("gpt2_text@900"), hidden=16)
     one = Step(impls.load(name), narrow.tensors("logprobs", "float32"))
-    logits, gradients = 900 * 50257 * 4, REFERENCES["logprobs"](one.tensors).gradient_bytes()
+    logits, gradients = 900 * 50257 * 4, REFERENCES["logprobs"](one.arguments).gradient_bytes()
     assert memory.saved_memory(one.forward, "cpu") < 900 * 100
     assert memory.peak_memory(one.forward_backward, "cpu") < gradients + 0.4 * logits
 
