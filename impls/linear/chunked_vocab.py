@@ -42,24 +42,18 @@ class RowLosses(torch.autograd.Function):
         tensors, q = (input, linear_weight, linear_bias), TargetDistribution(*q)
         factor = (q.mass * grad_losses)[:, None]  # (N, 1) of softmax(x)
         target_grad = (-q.target_weight * grad_losses)[:, None]
-        for_input, for_weight, for_bias, *_ = ctx.needs_input_grad
-        grad_input = torch.zeros_like(input, dtype=m.dtype) if for_input else None
-        grad_weight = torch.empty_like(linear_weight) if for_weight else None
-        grad_bias = torch.empty_like(linear_bias) if for_bias else None
-        for part, x, column, inside in online.logits_of_slices(*tensors, q.y):
-            g = x.sub_(m).sub_(log_s).exp_().mul_(factor)  # (N, chunk)
-            g.scatter_add_(1, column, target_grad * inside)
-            if q.smoothing is not None:
-                g -= torch.outer(grad_losses, q.smoothing[part])
-            if for_bias:
-                grad_bias[part] = g.sum(0)
-            g = g.to(input.dtype)
-            if for_input:
-                grad_input += g @ linear_weight[part]
-            if for_weight:
-                torch.mm(g.T, input, out=grad_weight[part])
-        grad_input = grad_input.to(input.dtype) if for_input else None
-        return grad_input, grad_weight, grad_bias, None, None, None
+
+        def gradients():
+            for part, x, column, inside in online.logits_of_slices(*tensors, q.y):
+                g = x.sub_(m).sub_(log_s).exp_().mul_(factor)  # (N, chunk)
+                g.scatter_add_(1, column, target_grad * inside)
+                if q.smoothing is not None:
+                    g -= torch.outer(grad_losses, q.smoothing[part])
+                yield part, g
+
+        needed = ctx.needs_input_grad[:3]
+        grads = online.gradients_of_slices(gradients(), *tensors, needed, m.dtype)
+        return *grads, None, None, None
 
 
 def linear_cross_entropy(

@@ -47,24 +47,19 @@ class LogprobsAndEntropies(torch.autograd.Function):
     def backward(ctx, u, v):
         input, linear_weight, linear_bias, y, m, log_s, entropy = ctx.saved_tensors
         u, v, entropy = (None if row is None else row[:, None] for row in (u, v, entropy))
-        for_input, for_weight, for_bias, *_ = ctx.needs_input_grad
-        grad_input = torch.zeros_like(input, dtype=m.dtype) if for_input else None
-        grad_weight = torch.empty_like(linear_weight) if for_weight else None
-        grad_bias = torch.empty_like(linear_bias) if for_bias else None
-        slices = online.logits_of_slices(input, linear_weight, linear_bias, y, ctx.temperature)
-        for part, x, column, inside in slices:
-            g = gradient_beside_target(x.sub_(m).sub_(log_s), entropy, u, v)  # (N, chunk)
-            g.scatter_add_(1, column, u * inside)
-            g /= ctx.temperature
-            if for_bias:
-                grad_bias[part] = g.sum(0)
-            g = g.to(input.dtype)
-            if for_input:
-                grad_input += g @ linear_weight[part]
-            if for_weight:
-                torch.mm(g.T, input, out=grad_weight[part])
-        grad_input = grad_input.to(input.dtype) if for_input else None
-        return grad_input, grad_weight, grad_bias, None, None, None
+        tensors = (input, linear_weight, linear_bias)
+
+        def gradients():
+            slices = online.logits_of_slices(*tensors, y, ctx.temperature)
+            for part, x, column, inside in slices:
+                g = gradient_beside_target(x.sub_(m).sub_(log_s), entropy, u, v)  # (N, chunk)
+                g.scatter_add_(1, column, u * inside)
+                g /= ctx.temperature
+                yield part, g
+
+        needed = ctx.needs_input_grad[:3]
+        grads = online.gradients_of_slices(gradients(), *tensors, needed, m.dtype)
+        return *grads, None, None, None
 
 
 def token_logprobs(

@@ -38,6 +38,27 @@ def logits_of_slices(input, linear_weight, linear_bias, y, temperature=1.0):
         yield part, x, column[:, None], inside[:, None]
 
 
+def gradients_of_slices(slices, input, linear_weight, linear_bias, needed, dtype):
+    """The gradients of input, weight and bias, from the logits' gradients of the slices.
+
+    ``slices`` gives each slice of the vocabulary with its gradient (N, chunk), in any dtype. The
+    input's gradient is summed in ``dtype``. A gradient that is not ``needed`` is None.
+    """
+    for_input, for_weight, for_bias = needed
+    grad_input = torch.zeros_like(input, dtype=dtype) if for_input else None
+    grad_weight = torch.empty_like(linear_weight) if for_weight else None
+    grad_bias = torch.empty_like(linear_bias) if for_bias else None
+    for part, g in slices:
+        if for_bias:
+            grad_bias[part] = g.sum(0)
+        g = g.to(input.dtype)
+        if for_input:
+            grad_input += g @ linear_weight[part]
+        if for_weight:
+            torch.mm(g.T, input, out=grad_weight[part])
+    return grad_input.to(input.dtype) if for_input else None, grad_weight, grad_bias
+
+
 def start_sums(n, dtype, device):
     """m, s and t of N rows before the first slice, each (N, 1).
 
