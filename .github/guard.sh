@@ -32,7 +32,7 @@ if [ -z "${BASE:-}" ]; then
     refuse "HEAD and origin/$GITHUB_BASE_REF have no merge base here: check out with fetch-depth: 0"
 fi
 
-folder=$(mktemp -d "${RUNNER_TEMP:-/tmp}/loss-guard-XXXXXX")
+folder=$(TMPDIR=${RUNNER_TEMP:-${TMPDIR:-}} mktemp -d -t loss-guard-XXXXXX)
 # A job may guard twice, and the name of an artifact is unique in a run.
 printf '%s\n' "folder=$folder" "artifact=${folder##*/}" >> "${GITHUB_OUTPUT:-/dev/null}"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks import ROOT, options
 from benchmarks.bisect import candidates
-from benchmarks.bisect.steps import CannotMeasure, Step
+from benchmarks.bisect.steps import CannotMeasure, Step, words
 from benchmarks.compare import targets
 from benchmarks.compare.cli import USER_ERRORS, add_input
 
@@ -166,9 +166,7 @@ def step_options(arguments: argparse.Namespace, budget: float) -> tuple[str, ...
         "--margin": arguments.margin,
         "--budget": f"{budget:g}",
     }
-    return tuple(
-        word for name, value in given.items() if value is not None for word in (name, str(value))
-    )
+    return words(given)
 
 
 def show(candidate: str, arguments: argparse.Namespace) -> str:

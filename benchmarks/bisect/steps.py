@@ -1,15 +1,39 @@
 """One step: ``compare`` in a process of its own. Its raw pairs are kept, for the next run too."""
 
-import hashlib
+import functools
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ROOT
+from benchmarks.compare.packages import key
+from impls.loss import INTERPRETED
+
 DECIDES = (0, 1, 3)  # the exit codes with which ``compare`` has measured
+SOURCES = (".py", ".cpp")
+
+
+def digest(*arguments: str) -> str:
+    """The name of a kept result.
+
+    It changes with the arguments, the installed packages, the code of ``impls`` and of a file among
+    the arguments, and with Triton's interpreter.
+    """
+    files = sorted(file for file in (ROOT / "impls").rglob("*.*") if file.suffix in SOURCES)
+    files += [Path(one) for one in arguments if one.endswith(".py") and Path(one).is_file()]
+    code = [file.read_text(encoding="utf-8") for file in files]
+    return key(["\0".join([*arguments, str(INTERPRETED), *code])])
+
+
+def words(options: Mapping[str, object]) -> tuple[str, ...]:
+    """Options and their values as words of a command line, without the options that are None."""
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    return tuple(word for option in given.items() for word in option)
 
 
 class CannotMeasure(LookupError):
@@ -34,11 +58,10 @@ class Step:
         """What a user types to see the whole table."""
         return shlex.join(["python", "-m", "benchmarks", *self.arguments])
 
-    @property
+    @functools.cached_property
     def file(self) -> Path:
-        """The CSV of the pairs. Its name depends on all arguments."""
-        key = hashlib.sha256("\0".join(self.arguments).encode()).hexdigest()[:12]
-        return self.folder / f"{key}.csv"
+        """The CSV of the pairs."""
+        return self.folder / f"{digest(*self.arguments)}.csv"
 
     def verdicts(self) -> list[Any]:
         """The rows of verdicts, measured now or by an earlier run. Raises ``CannotMeasure``."""

@@ -14,7 +14,7 @@ from typing import Any
 import impls
 from benchmarks import ROOT, options
 from benchmarks.bisect.candidates import published
-from benchmarks.bisect.steps import CannotMeasure, Step
+from benchmarks.bisect.steps import CannotMeasure, Step, digest, words
 from benchmarks.compare.cli import USER_ERRORS, add_input
 from benchmarks.compare.packages import CannotBuild, canonical, package_set
 from benchmarks.compare.sources import sources
@@ -26,6 +26,8 @@ PACKAGES = ("torch", "liger-kernel", "cut-cross-entropy")
 # Every loss imports torch. These compute with torch's own loss and nothing of ours.
 OF_TORCH = ("logits.builtin", "linear.builtin", "linear.torch_chunked")
 COLUMNS = ("package", "base", "head", "impl", "what", "from", "to", "change", "verdict")
+SKIPPED = {"verdict": "not measured"}
+FINISHED = (0, 1)  # pytest's exit codes if all tests ran
 UNCHANGED = ("equivalent", "right", "wrong in both", "the same")
 
 DESCRIPTION = """\
@@ -44,6 +46,7 @@ Row = dict[str, Any]
 
 def main(argv: list[str]) -> int:
     arguments = parse(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     try:
         work = [item for package in arguments.packages for item in plan(package, arguments)]
     except USER_ERRORS as error:
@@ -140,13 +143,17 @@ def compared(
     yield of | gate | {"change": " ".join(parts), "verdict": verdict}
 
 
-SKIPPED = {"verdict": "not measured"}
-
-
 def step_options(name: str, arguments: argparse.Namespace) -> tuple[str, ...]:
-    given = ["--impl", name, "--dtype", arguments.dtype, "--device", arguments.device]
-    given += ["--margin", str(arguments.margin), "--budget", f"{arguments.budget:g}"]
-    return (*given, "--workload", arguments.workload) if arguments.workload else tuple(given)
+    """The options of ``compare`` for a loss."""
+    given = {
+        "--impl": name,
+        "--workload": arguments.workload,
+        "--dtype": arguments.dtype,
+        "--device": arguments.device,
+        "--margin": arguments.margin,
+        "--budget": f"{arguments.budget:g}",
+    }
+    return words(given)
 
 
 def lacking(release: str, name: str, arguments: argparse.Namespace) -> set[str]:
@@ -154,15 +161,14 @@ def lacking(release: str, name: str, arguments: argparse.Namespace) -> set[str]:
 
     Raises ``CannotMeasure`` if the gate ran no property, and ``CannotBuild``.
     """
-    file = arguments.out / f"gate-{release}-{name}-{arguments.device}.csv"
+    of = digest("gate", release, name, arguments.device)
+    file = arguments.out / f"gate-{release}-{name}-{of}.csv"
     if not file.exists():
         run_gate(release, name, arguments.device, file)
     with file.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     if all(row["outcome"] == "skipped" for row in rows):
-        raise CannotMeasure(
-            f"{release}: {rows[0]['message'] if rows else 'the gate did not start'}"
-        )
+        raise CannotMeasure(f"{release}: {rows[0]['message'] if rows else 'no property was tried'}")
     # A deviation that is declared and does not show fails, but the property holds.
     holds = [row["property"] for row in rows if "XPASS" in row["message"]]
     bad = [row["property"] for row in rows if row["outcome"] in ("failed", "deviates", "crashed")]
@@ -178,9 +184,9 @@ def run_gate(release: str, name: str, device: str, file: Path) -> None:
     command += ["--out", str(part)]
     environment = os.environ | on_path
     with log.open("w") as said:
-        subprocess.run(command, cwd=ROOT, stdout=said, stderr=said, env=environment)
-    if not part.exists():
-        raise CannotMeasure(f"{release}: the gate did not start; {log} has why")
+        done = subprocess.run(command, cwd=ROOT, stdout=said, stderr=said, env=environment)
+    if done.returncode not in FINISHED:
+        raise CannotMeasure(f"{release}: the gate did not end well; {log} has why")
     part.rename(file)
 
 
@@ -214,5 +220,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="where all results are kept",
     )
     arguments = parser.parse_args(argv)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.last < 2:
+        parser.error("--last is at least 2")
     return arguments

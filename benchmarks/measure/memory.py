@@ -89,11 +89,11 @@ def saved_memory(forward: Callable[[], Any], device: str) -> int:
 
 
 def outside_torch(run: Callable[[], Any]) -> int:
-    """Bytes of CPU memory, at least, that ``run()`` holds besides those of torch's allocator.
+    """A lower bound of the CPU memory, in bytes, that ``run()`` takes from others than torch.
 
-    How far the resident memory of this process rises, less all that torch allocates meanwhile. So
-    gaps between torch's blocks do not count, and what torch frees during ``run()`` hides as many
-    bytes. 0 where Linux's peak of the resident memory cannot be reset.
+    The bound is the rise of this process's resident memory, less the bytes that torch allocates
+    during ``run()``. Bytes that torch also frees during ``run()`` make the bound lower. It is 0
+    where Linux does not let a process reset its peak of resident memory.
     """
     if not os.access(PEAK_RESET, os.W_OK):
         return 0

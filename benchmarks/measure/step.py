@@ -162,7 +162,7 @@ def step_of(loss: impls.Loss, given: Mapping[str, Any]) -> Step:
 
 
 def converted(given: Mapping[str, Any], device: str, dtype: str | None = None) -> dict[str, Any]:
-    """A loss's arguments with the tensors on ``device``, and those of floats in ``dtype``."""
+    """A loss's arguments: all tensors on ``device``, floating-point tensors in ``dtype``."""
 
     def convert(value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -101,8 +101,8 @@ def difference(what: str, actual: Tensor, expected: Tensor) -> float:
 def below_floor(times: Mapping[tuple[str, str], Sequence[float]], reference: str) -> set[str]:
     """The losses of logits with a time below its floor. A line on stderr says which.
 
-    ``times`` are by implementation and pass, those of the ``reference`` among them. Of these the
-    shortest counts: what disturbs the machine makes the reference longer, and no loss dishonest.
+    ``times`` are by implementation and pass, and have the ``reference`` too. The reference's
+    shortest time counts, because a disturbance of the machine only makes its times longer.
     """
     below: set[str] = set()
     for name, pass_ in times:

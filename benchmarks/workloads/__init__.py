@@ -89,7 +89,7 @@ class Workload:
         return {**floats, "target": target, **self.options}
 
     def _arguments(self) -> dict[str, Tensor]:
-        """The arguments of a linear loss, or those of a loss of logits if ``hidden`` is 0."""
+        """The arguments of a linear loss. If ``hidden`` is 0: the arguments of a loss of logits."""
         return dict(zip(("input", "linear_weight", "target"), self._float32(), strict=True))
 
     def _float32(self) -> tuple[Tensor, Tensor, Tensor]:

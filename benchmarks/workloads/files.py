@@ -110,7 +110,7 @@ def read_config(path: Path, tokens: int | None) -> Workload:
         hidden=hidden,
         vocab=vocab,
         options={} if softcap is None else {"softcap": float(softcap)},
-        # All that the numbers depend on, beside the name.
+        # The name does not tell the shape, on which the numbers depend.
         file_hash=hashlib.sha256(f"{hidden} {vocab} {softcap}".encode()).hexdigest()[:8],
     )
 

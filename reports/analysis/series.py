@@ -33,9 +33,8 @@ def has_multiple(rows: pd.DataFrame) -> pd.Series:
     named = rows[cell].astype(object).fillna("").astype(str)
     is_multiple = named["metric"].str.endswith("_multiple")
     bare = named[is_multiple].assign(metric=named["metric"].str.removesuffix("_multiple"))
-    multiples = set(bare.itertuples(index=False, name=None))
-    found = [one in multiples for one in named.itertuples(index=False, name=None)]
-    return pd.Series(found, index=rows.index, dtype=bool)
+    multiples = pd.MultiIndex.from_frame(bare)
+    return pd.Series(pd.MultiIndex.from_frame(named).isin(multiples), index=rows.index)
 
 
 def with_failures(rows: pd.DataFrame) -> pd.DataFrame:

@@ -201,6 +201,25 @@ def test_a_finished_step_is_not_measured_again_and_an_unfinished_one_is(
     assert step.verdicts() == []
 
 
+def test_what_is_kept_is_not_taken_for_other_code_or_another_interpreter(
+    tmp_path, monkeypatch
+) -> None:
+    loss = tmp_path / "impls" / "logits" / "mine.py"
+    loss.parent.mkdir(parents=True)
+    mine = tmp_path / "my_loss.py"
+    for file in (loss, mine):
+        file.write_text("")
+    monkeypatch.setattr(steps, "ROOT", tmp_path)
+    names = [steps.digest("compare", "a", str(mine))]
+    assert steps.digest("compare", "a", str(mine)) == names[0]
+    for file in (loss, mine):
+        file.write_text("EDITED = True")
+        names.append(steps.digest("compare", "a", str(mine)))
+    monkeypatch.setattr(steps, "INTERPRETED", True)
+    names.append(steps.digest("compare", "a", str(mine)))
+    assert len({*names}) == 4
+
+
 WRONG_IN_HALF = losses(1, "(1.1 if ctx.dtype == torch.bfloat16 else 1)")
 
 

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +115,26 @@ def test_unknown_releases_and_a_single_one_are_a_line(run) -> None:
     ]:
         code, _, errors = run(same, {}, asked)
         assert (code, errors) == (2, f"{says}\n")
+
+
+def test_a_gate_that_did_not_end_is_said_and_not_kept(tmp_path, monkeypatch) -> None:
+    def interrupted(command, **_):
+        Path(command[-1]).write_text("half a gate")
+        return SimpleNamespace(returncode=2)
+
+    monkeypatch.setattr(watch.subprocess, "run", interrupted)
+    monkeypatch.setattr(watch, "package_set", lambda _: None)
+    file = tmp_path / "gate.csv"
+    with pytest.raises(steps.CannotMeasure, match="the gate did not end well"):
+        watch.run_gate("a==1", "logits.eager", "cpu", file)
+    assert not file.exists()
+
+
+def test_two_releases_are_the_least(capsys) -> None:
+    for last in ("0", "1"):
+        with pytest.raises(SystemExit):
+            watch.parse(["--last", last])
+        assert "--last is at least 2" in capsys.readouterr().err
 
 
 @pytest.mark.slow
