@@ -6,6 +6,7 @@ import platform
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from reports.readers.schema import commit_dates
@@ -151,3 +152,21 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
         values = values.sort_values(times[0], kind="stable")
     ends = ["low", "high", "noisy", "overlap_low", "overlap_high"]
     return values.reindex(columns=[*METRICS, TOTAL, *ends])
+
+
+def multiples(cell: pd.DataFrame, values: pd.DataFrame, base: str) -> pd.DataFrame:
+    """Each number of a cell divided by that of the implementation ``base``; nan without it.
+
+    ``values`` is the result of ``measured``. A time is divided by the time of ``base`` in the same
+    round, and the multiple is the median of these ratios. Where samples were not kept, or some were
+    left out, it is the ratio of the medians.
+    """
+    columns = [*METRICS, TOTAL]
+    ratios = values[columns] / values[columns].reindex([base]).iloc[0]
+    last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
+    samples = last["samples"].map(np.asarray)
+    for (impl, metric), taken in samples.items():
+        of_base = samples.get((base, metric), np.empty(0))
+        if metric in METRICS and len(taken) == len(of_base) > 0:
+            ratios.loc[impl, metric] = np.median(taken / of_base)
+    return ratios.assign(**{TOTAL: ratios[pass_of_total(values)]})

@@ -13,6 +13,7 @@ from reports.analysis.selection import (
     cells,
     level_of,
     measured,
+    multiples,
     newest,
     run,
     shape,
@@ -70,19 +71,30 @@ def sections(
     judged = set()
     for n, cell in enumerate(chosen[:SECTIONS]):
         table, of, name = measured(cell), cell.iloc[0], title(cell)
+        bases = [f"{of['level']}.{base}" for base in ("builtin", "reference")]
+        of_builtin, of_reference = (multiples(cell, table, base) for base in bases)
         section = {
             "id": f"cell-{n + 1}",
             "title": name,
             "run": run(cell),
             "leads": of["leads"],
             "is_sharded": of["level"] == "sharded",
-            "rows": [_row(str(impl), one, table, cell) for impl, one in table.iterrows()],
+            "rows": [
+                {
+                    "impl": str(impl),
+                    "value": one,
+                    "of_builtin": of_builtin.loc[impl],
+                    "of_reference": of_reference.loc[impl],
+                    "command": reproduce(cell[cell["impl"] == impl].iloc[-1]),
+                }
+                for impl, one in table.iterrows()
+            ],
             "untimed": list(table.index[table[["forward", TOTAL]].isna().all(axis=1)]),
-            "charts": list(charts(table, name, idents)) if n < CHARTED else [],
+            "charts": list(charts(cell, idents)) if n < CHARTED else [],
         }
         shown.append(section)
         key = (of["workload"], of["text"], of["dtype"], *_place(of))
-        sentences = _verdict(table, overwriting)
+        sentences = _verdict(table, of_builtin, of_reference, overwriting)
         # The section of an older commit has losses that were not measured since. It has no verdict.
         if (*key, of["level"]) in judged or not sentences:
             continue
@@ -100,34 +112,22 @@ def sections(
     return {"sections": shown, "verdicts": list(cards.values())}
 
 
-def charts(table: pd.DataFrame, title: str, idents: Iterator[str]) -> Iterator[Markup]:
+def charts(cell: pd.DataFrame, idents: Iterator[str]) -> Iterator[Markup]:
+    table, name = measured(cell), title(cell)
     is_reference = table.index.str.endswith(".reference")
     if table.loc[~is_reference, [TOTAL, "peak_memory"]].notna().all(axis=1).any():
-        yield Markup(plots.time_and_memory(table, next(idents), title))
+        yield Markup(plots.time_and_memory(table, next(idents), name))
     if is_reference.any() and table.loc[~is_reference, TOTAL].notna().any():
-        yield Markup(plots.multiples(table, next(idents), title))
+        ratios = multiples(cell, table, f"{cell['level'].iloc[0]}.reference")
+        yield Markup(plots.multiples(ratios[~is_reference], next(idents), name))
 
 
-def _row(impl: str, one: pd.Series, table: pd.DataFrame, cell: pd.DataFrame) -> Context:
-    of_builtin, of_reference = _multiples(impl, one, table)
-    of = cell[cell["impl"] == impl].iloc[-1]
-    return {
-        "impl": impl,
-        "value": one,
-        "of_builtin": of_builtin,
-        "of_reference": of_reference,
-        "command": reproduce(of),
-    }
-
-
-def _multiples(impl: str, one: pd.Series, table: pd.DataFrame) -> list[pd.Series]:
-    """The ratios of an implementation's numbers to those of builtin, and of the reference."""
-    level = level_of(impl)
-    bases = table.reindex([f"{level}.builtin", f"{level}.reference"])[[*METRICS, TOTAL]]
-    return [one[bases.columns] / base for _, base in bases.iterrows()]
-
-
-def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
+def _verdict(
+    table: pd.DataFrame,
+    of_builtin: pd.DataFrame,
+    of_reference: pd.DataFrame,
+    overwriting: set[str],
+) -> Context:
     """Which loss to take, and why. Empty if no time of both passes was measured.
 
     It is the loss with the least memory among the losses whose median is within the 95 % interval
@@ -143,10 +143,9 @@ def _verdict(table: pd.DataFrame, overwriting: set[str]) -> Context:
     lightest_first = equal.sort_values("peak_memory", kind="stable")
     taken = lightest_first.iloc[0] if pd.notna(lightest_first["peak_memory"].iloc[0]) else fastest
     impl = str(taken.name)
-    of_builtin, of_reference = _multiples(impl, taken, table)
 
     def quotients(metric: str) -> str:
-        builtin, reference = of_builtin[metric], of_reference[metric]
+        builtin, reference = of_builtin.loc[impl, metric], of_reference.loc[impl, metric]
         parts = [f"{ratio(builtin)} × builtin"] if pd.notna(builtin) else []
         if metric == TOTAL and pd.notna(reference):
             parts.append(f"{ratio(reference)} × the reference")

@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from reports.analysis.selection import level_of, measured, title, with_leads
+from reports.analysis.selection import level_of, with_leads
 from reports.analysis.series import SERIES_ENVIRONMENT
 from reports.render import change, cost, svg, tables
 
@@ -63,7 +63,7 @@ def picture(rows: pd.DataFrame) -> str:
     """The chart of time and memory of the first cell, as an SVG file; empty if there is no cell."""
     idents = iter(["picture"])
     for cell in cost.charted(with_leads(rows, rows)):
-        for chart in cost.charts(measured(cell), title(cell), idents):
+        for chart in cost.charts(cell, idents):
             return svg.standalone(str(chart))
     return ""
 

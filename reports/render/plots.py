@@ -73,13 +73,9 @@ def pareto(points: pd.DataFrame) -> list[str]:
     return front
 
 
-def multiples(table: pd.DataFrame, ident: str, name: str) -> str:
+def multiples(ratios: pd.DataFrame, ident: str, name: str) -> str:
     """Each time as a multiple of the reference's time, a row for each implementation."""
-    reference = table[table.index.str.endswith(".reference")].iloc[0]
-    passes = ["forward", "backward", TOTAL]
-    ratios = (
-        table.drop(reference.name)[passes].div(reference[passes].astype(float)).dropna(how="all")
-    )
+    ratios = ratios[["forward", "backward", TOTAL]].dropna(how="all")
     ratios = ratios[::-1]  # the first row is the lowest
     figure, axes = new_axes(LINE * 1.25 * len(ratios) + 110, right=20, left=RIGHT)
     rows = np.arange(len(ratios))

@@ -5,7 +5,16 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from reports.analysis.selection import METRICS, RUN, cells, level_of, measured, run, title
+from reports.analysis.selection import (
+    METRICS,
+    RUN,
+    cells,
+    level_of,
+    measured,
+    multiples,
+    run,
+    title,
+)
 
 MEBIBYTES = 2**20, "MiB"
 # For metrics that are not in milliseconds: the divisor, and the unit that a table shows.
@@ -17,7 +26,8 @@ LEGEND = (
     "A cell has the median, its multiple of builtin, and its multiple of the reference. The "
     "reference is the work that\nno loss can avoid, timed in the same rounds: from logits, reading "
     "them (forward) or copying them (backward, or both);\nelse the matrix products "
-    "(docs/how-we-measure.md). `error` is the error of the gradients, relative to float64's.\nIn "
+    "(docs/how-we-measure.md). The multiple of a time is the median of the ratios within rounds.\n"
+    "`error` is the error of the gradients, relative to float64's. In "
     "`forward_backward_unit` the upstream gradient is exactly 1; in the other times it is not. "
     "`first_call` is\nthe first forward and backward."
 )
@@ -74,7 +84,7 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
     table = measured(cell)
     values = table[METRICS].dropna(axis="columns", how="all")
     level = level_of(values.index[0])
-    baselines = values.reindex([f"{level}.builtin", f"{level}.reference"])
+    of_both = [multiples(cell, table, f"{level}.{base}") for base in ("builtin", "reference")]
     shown = pd.DataFrame(index=values.index)
     for metric, column in values.items():
         if metric == "error":
@@ -88,10 +98,10 @@ def comparison(cell: pd.DataFrame) -> pd.DataFrame:
             shown["overlap (share)"] = [interval(low, high) for low, high in ends]
             continue
         scale, unit = DISPLAY_UNITS.get(str(metric), (1, "ms"))
-        multiples = [column / base for base in baselines[metric]]
+        ratios = [of_base[metric] for of_base in of_both]
         shown[f"{metric} ({unit})"] = [
             " ".join(f"{number(one):>6}" for one in numbers)
-            for numbers in zip(column / scale, *multiples, strict=True)
+            for numbers in zip(column / scale, *ratios, strict=True)
         ]
     return shown.rename(index={impl: f"{impl} (noisy)" for impl in table.index[table["noisy"]]})
 

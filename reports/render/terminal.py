@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -16,7 +15,7 @@ from reports.analysis.selection import (
     cells,
     level_of,
     measured,
-    pass_of_total,
+    multiples,
     run,
     title,
 )
@@ -98,8 +97,7 @@ def _columns(
         yield f"{PASSES[main]}, ms", [mark + number(value) for mark, value in times]
         for base in ("builtin", "reference"):
             if f"{level}.{base}" in values.index:
-                timed = pass_of_total(values) if main == TOTAL else main
-                ratios = within_rounds(cell, timed, f"{level}.{base}", values[main])
+                ratios = multiples(cell, values, f"{level}.{base}")[main]
                 yield f"×\n{base}", [number(ratio) for ratio in ratios]
     yield from _numbers(values, "peak_memory", "peak\nMiB", MEBIBYTE)
     if values["error"].notna().any():
@@ -116,21 +114,6 @@ def _columns(
     yield from _numbers(values, "launch", "launch,\nms")
     yield from _numbers(values, "reserved_memory", "reserved\nMiB", MEBIBYTE)
     yield from _numbers(values, "first_call", "first\ncall, s")
-
-
-def within_rounds(
-    cell: pd.DataFrame, metric: str, base: str, medians: pd.Series
-) -> Iterator[float]:
-    """Each time divided by the time of ``base`` in the same round: the median of these ratios.
-
-    Where samples were not kept, or some were left out, it is the ratio of the medians.
-    """
-    rows = cell[cell["metric"] == metric].drop_duplicates("impl", keep="last").set_index("impl")
-    samples = rows["samples"].map(np.asarray)
-    for impl, median in medians.items():
-        pair = [samples.get(name, np.empty(0)) for name in (impl, base)]
-        same = len(pair[0]) == len(pair[1]) > 0
-        yield float(np.median(pair[0] / pair[1])) if same else median / medians[base]
 
 
 def _numbers(

@@ -1,11 +1,12 @@
 """Tables: their rows, their order and their multiples."""
 
+import re
+
 import pytest
 
 from reports.analysis.selection import measured, newest
 from reports.analysis.series import groups
 from reports.render import page, tables
-from reports.render.terminal import within_rounds
 from tests.reports.rows import as_read, sharded, tidy, words
 
 
@@ -86,20 +87,33 @@ def test_a_noisy_time_is_marked_and_never_the_fastest(capsys) -> None:
     assert "logits.fused: the only one that was timed" in text
 
 
-def test_a_ratio_is_taken_within_rounds() -> None:
+def test_terminal_summary_and_page_take_a_ratio_within_rounds(capsys) -> None:
     """The machine became three times slower in the middle; each round shows twice the builtin."""
     base = (1.0, 1.0, 1.0, 3.0, 3.0)
-    samples = {"logits.builtin": base, "logits.eager": tuple(2 * one for one in base)}
-    rows = as_read(
-        [
-            tidy(impl=impl, metric="forward_backward", value=taken[n], samples=taken)
-            for n, (impl, taken) in zip((0, 3), samples.items(), strict=True)
-        ]
-    )
-    medians = rows.set_index("impl")["value"]
-    ratios = within_rounds(rows, "forward_backward", "logits.builtin", medians)
-    assert list(ratios) == [1, 2]
-    assert medians["logits.eager"] / medians["logits.builtin"] == 6
+    samples = {"logits.builtin": base, "logits.reference": base}
+    samples["logits.eager"] = tuple(2 * one for one in base)
+    medians = {"logits.builtin": 1.0, "logits.reference": 1.0, "logits.eager": 6.0}
+    rows = [
+        tidy(impl=impl, metric="forward_backward", value=medians[impl], samples=taken)
+        for impl, taken in samples.items()
+    ]
+
+    def shown(rows: list[dict[str, object]]) -> list[list[str]]:
+        """Both multiples of logits.eager: in the terminal, in Markdown and on the page."""
+        frame = as_read(rows)
+        tables.show(frame)
+        told = (
+            capsys.readouterr().out,
+            tables.render(frame),
+            words(page.render(frame, [], None, None)),
+        )
+        found = [re.search(r"eager\W+6\.00.*? (\d\.\d\d) +(\d\.\d\d)\b", one) for one in told[:2]]
+        found.append(re.search(r"eager 6\.00 12\.00 to 13\.00 (\S+) (\S+)", told[2]))
+        return [list(one.groups()) for one in found]
+
+    assert shown(rows) == 3 * [["2.00", "2.00"]]
+    without = [row | {"samples": ""} for row in rows]
+    assert shown(without) == 3 * [["6.00", "6.00"]]
 
 
 def test_numbers_of_different_texts_are_not_mixed() -> None:
