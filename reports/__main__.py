@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from reports.analysis import calibration, verdicts
-from reports.analysis.change_points import regressions
+from reports.analysis.change_points import largest_first
 from reports.analysis.pick import PLANNED, NoPick, pick
 from reports.analysis.selection import measured_here, newest
-from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT
+from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT, in_order
+from reports.by_commit import listing
 from reports.commands import answer
 from reports.readers.files import read, read_csv, read_kind
 from reports.readers.schema import COLUMNS
@@ -122,10 +123,11 @@ def pick_loss(argv: list[str]) -> int:
 def list_regressions(argv: list[str]) -> int:
     parser = new_parser(
         "regressions",
-        "Name the commits at which a number rose, and whether that is fixed. Each rise has a line, "
-        "the\nworst first. Exit 1: a regression is open; 2: nothing was measured.",
+        "Name the commits at which a number rose, what rose there, and whether that is fixed, the "
+        "newest\ncommit last. Exit 1: a regression is open; 2: nothing was measured.",
         "python -m reports regressions",
         "python -m reports regressions results/ --margin 0.1",
+        "python -m reports regressions --all",
     )
     add_paths(parser)
     parser.add_argument(
@@ -134,22 +136,31 @@ def list_regressions(argv: list[str]) -> int:
         default=0.05,
         help="the least rise to name (default: 0.05, 5 %%)",
     )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="a line for each rise of each cell, with exact numbers, the worst first",
+    )
     arguments = parser.parse_args(argv)
     rows, _ = read_all(parser, arguments.paths)
     if rows.empty:
         return 2
-    found = regressions(rows, arguments.margin)
-    ours = [one for one in found if not one.environment]
-    for one in ours:
-        print(one)
-    shared = [one for one in found if one.environment]
-    if shared:
-        print("\nChanges of the environment, not of the code: the other implementations rose too")
-    for one in shared:
-        print(one)
+    found = largest_first(rows, arguments.margin)
+    order = {commit: n for n, commit in enumerate(in_order(rows)["commit"].unique())}
+    for environment in (False, True):
+        part = [one for one in found if one.environment == environment]
+        rises = [one for one in part if one.rise]
+        if environment and rises:
+            print(
+                "\nChanges of the environment, not of the code: the other implementations rose too"
+            )
+        for line in rises if arguments.all else listing(part, order):
+            print(line)
+    ours = [one for one in found if one.rise and not one.environment]
     still = sum(not one.fixed for one in ours)
     series = len(rows.drop_duplicates([*SERIES_ENVIRONMENT, *QUANTITY, "impl"]))
-    print(f"{len(ours)} regressions, {still} open, in {series} series of {len(rows)} numbers")
+    more = "" if arguments.all else " (--all lists each)"
+    print(f"{len(ours)} regressions, {still} open, in {series} series of {len(rows)} numbers{more}")
     return 1 if still else 0
 
 

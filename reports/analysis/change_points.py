@@ -23,6 +23,7 @@ from reports.analysis.steps import (
     steps,
 )
 
+SMALL = 2**20  # a change of fewer bytes is shown after all others
 NOISE = 3.0  # times the noise floor that a step must rise
 # What the code under test does not change. Where it moves, the environment or the script moved.
 CONTROLS = (".builtin", ".reference")
@@ -31,8 +32,11 @@ OTHERS_CONTROLS = ("torch", "huggingface")  # in Liger-Kernel's history
 
 @dataclass(frozen=True)
 class Change:
-    cell: str
+    device: str
+    workload: str
+    dtype: str
     impl: str
+    metric: str
     kind: str  # "step", "drift" or "stopped"
     commit: str  # the first of the new values
     last: str  # the commit before it, of the old ones
@@ -43,6 +47,21 @@ class Change:
     fixed: str  # the commit at which a rise was back within the margin; empty: it is open
     shared: float  # by how much the control series changed alike: a ratio, of memory an amount
     environment: bool  # without what is shared, the change is within the margin
+
+    @property
+    def cell(self) -> str:
+        parts = [self.device, self.workload, self.dtype, self.impl, self.metric]
+        return " · ".join(filter(None, parts))
+
+    @property
+    def loss(self) -> str:
+        """The implementation. In Liger-Kernel's history, the kernel and the provider."""
+        kernel, space, _ = self.workload.partition(" ")
+        return f"{kernel} {self.impl}" if space else self.impl
+
+    @property
+    def is_small(self) -> bool:
+        return self.unit == "bytes" and abs(self.after - self.before) < SMALL
 
     @property
     def rise(self) -> bool:
@@ -85,12 +104,12 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) and abs(value) >= 1e4 else f"{value:.4g}"
 
 
-def regressions(rows: pd.DataFrame, margin: float) -> list[Change]:
-    """Every rise of more than ``margin`` (0.05: 5 %) in the history of a cell, the worst first.
+def largest_first(rows: pd.DataFrame, margin: float) -> list[Change]:
+    """Every change of more than ``margin`` (0.05: 5 %) in the history of a cell, the largest first.
 
-    A rise of bytes or of a count has no margin. A series that stopped is among them.
+    A change of bytes or of a count has no margin. A series that stopped is a rise.
     """
-    found = [one for of in changes(groups(rows), margin) for one in of if one.rise]
+    found = [one for of in changes(groups(rows), margin) for one in of]
     return sorted(found, key=lambda one: -one.size)
 
 
@@ -177,8 +196,7 @@ def _stops(raw: dict[str, pd.Series], of: pd.Series) -> Iterator[Change]:
             ran = others.columns[others.loc[last].eq(True)]
             stopped = others.loc[commit, ran].eq(False)
             yield Change(
-                cell=_cell(impl, of),
-                impl=impl,
+                **_cell(impl, of),
                 kind="stopped",
                 commit=commit,
                 last=last,
@@ -216,8 +234,7 @@ def _change(
     p = 0.0 if mode == "exact" else stats.mannwhitneyu(after, before, alternative=greater).pvalue
     shown = np.exp if mode == "ratio" else float
     return Change(
-        cell=_cell(impl, of),
-        impl=impl,
+        **_cell(impl, of),
         kind=kind,
         commit=span.commit,
         last=span.last,
@@ -231,6 +248,6 @@ def _change(
     )
 
 
-def _cell(impl: str, of: pd.Series) -> str:
-    place = of[["device", "workload", "dtype"]].dropna()
-    return " · ".join(filter(None, map(str, place))) + f" · {impl} · {of['metric']}"
+def _cell(impl: str, of: pd.Series) -> dict[str, str]:
+    place = of[["device", "workload", "dtype", "metric"]].fillna("").map(str)
+    return {**place, "impl": impl}

@@ -67,19 +67,24 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
     Dates alone would be wrong after a rebase. Rows whose date is unknown stay as they are.
     """
     commits = rows["commit"].astype(str).str.rstrip("+")
-    known = _topological_order()
-    if len(rows) and known and commits.isin(known.keys()).all():
-        return rows.iloc[commits.map(known).argsort(kind="stable")]
+    place = {commit: n for n, commit in enumerate(subjects())}
+    if len(rows) and place and commits.isin(place.keys()).all():
+        return rows.iloc[commits.map(place).argsort(kind="stable")]
     dates = commit_dates(rows)
     return rows.iloc[dates.argsort(kind="stable")] if dates.notna().all() else rows
 
 
 @functools.cache
-def _topological_order() -> dict[str, int]:
-    """The place of each commit of the clone in which this process runs; empty outside a clone."""
-    command = ["git", "rev-list", "--topo-order", "--reverse", "--all"]
+def subjects() -> dict[str, str]:
+    """The subject of each commit of the clone in which this process runs, parents first.
+
+    It is empty outside a clone.
+    """
+    command = ["git", "log", "--topo-order", "--reverse", "--all", "--no-show-signature"]
+    command += ["--format=%H %s"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True)
+        listed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return {}
-    return {commit: place for place, commit in enumerate(listed.stdout.split())}
+    lines = (line.partition(" ") for line in listed.stdout.split("\n") if line)
+    return {commit: subject for commit, _, subject in lines}

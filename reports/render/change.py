@@ -1,5 +1,6 @@
 """The page's section Change: histories with their changes, and comparisons of two revisions."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from markupsafe import Markup
 from reports.analysis import verdicts
 from reports.analysis.change_points import Change, changes
 from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT, groups, series
+from reports.by_commit import amount, quantity, state
 from reports.commands import reproduce
 from reports.readers.schema import commit_dates
 from reports.render import plots
@@ -19,7 +21,7 @@ HISTORIES = 12  # with a chart
 SERIES = 200  # in which changes are looked for
 POINTS = 10_000  # of all series
 COMMITS = (10, 200)  # of each series: at least, at most
-CHANGES = 100  # in the table
+CHANGES = 50  # in the tables, each over all dtypes and workloads
 FLAGGED = 8  # changes with their samples
 AROUND = 10  # commits on either side, whose values are shown if there are no samples
 
@@ -58,32 +60,34 @@ def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) ->
         charts.append({"title": title, "place": _words(of), "chart": chart, "leads": of["leads"]})
     pairs = [(one, group) for group, marked in found for one in marked]
     pairs.sort(key=lambda pair: (not _leads(pair[1]), -_weight(pair[0])))
-    if len(pairs) > CHANGES:
+    alike = defaultdict(list)
+    for one, group in pairs:
+        alike[quantity(one), one.is_small, _words(group.iloc[0])].append((one, group))
+    if len(alike) > CHANGES:
         left_out.append(
-            f"{CHANGES} of {len(pairs)} changes are listed, the largest; "
+            f"{CHANGES} of {len(alike)} changes are listed, the largest; "
             "`python -m reports regressions` lists all that rose."
         )
     listed = []
-    for n, (one, group) in enumerate(pairs[:CHANGES]):
+    for n, ((_, is_small, environment), like) in enumerate([*alike.items()][:CHANGES]):
+        one, group = like[0]
         at = group[(group["impl"] == one.impl) & (group["commit"] == one.commit)].iloc[-1]
         scale, unit = (2**20, "MiB") if one.unit == "bytes" else (1, one.unit)
-        place = [at[name] for name in ("workload", "dtype", "device")]
-        if one.environment:
-            state = "the environment’s"
-        elif one.rise:
-            state = f"fixed in {one.fixed[:10]}" if one.fixed else "open"
-        else:
-            state = "fell"
+        place = [one.workload, one.dtype, one.device, environment]
+        place += [f"and {len(like) - 1} more like it"] if len(like) > 1 else []
+        changed = [change for change, _ in like]
+        is_open = one.rise and not all(change.fixed for change in changed)
         of = {
             "change": one,
-            "what": f"{one.impl}, {at['metric'].replace('_', ' ')}",
-            "place": " · ".join(filter(None, [*place, _words(at)])),
+            "what": f"{one.impl}, {one.metric.replace('_', ' ')}",
+            "place": " · ".join(filter(None, place)),
             "command": reproduce(at),
             "before": one.before / scale,
             "after": one.after / scale,
             "unit": unit,
-            "state": state,
-            "open": state == "open",
+            "amount": amount(changed),
+            "state": "the environment’s" if one.environment else state(changed),
+            "open": is_open and not one.environment and not is_small,
             "leads": at["leads"],
         }
         if n < FLAGGED:
@@ -121,11 +125,15 @@ def _leads(group: pd.DataFrame) -> bool:
 
 
 def _weight(change: Change) -> float:
-    """The sort key of changes: open regressions, then other changes, then the environment's."""
+    """The sort key of changes: open regressions, then other changes, then the environment's.
+
+    Small changes of bytes are among the other changes.
+    """
     size = min(change.size, 1e3)
     if change.environment:
         return size / 1e12
-    return size if change.rise and not change.fixed else size / 1e6
+    is_open = change.rise and not change.fixed
+    return size if is_open and not change.is_small else size / 1e6
 
 
 def _raw(

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import ROOT
 from reports.__main__ import main
-from reports.analysis.change_points import regressions
+from reports.analysis.change_points import Change, largest_first
 from reports.readers.files import read
 from reports.readers.schema import whole
 
@@ -27,12 +27,16 @@ def series(impl: str, values: list[float], device: str = "box", metric: str = "f
     return whole(rows, "test")
 
 
+def regressions(rows: pd.DataFrame, margin: float) -> list[Change]:
+    return [one for one in largest_first(rows, margin) if one.rise]
+
+
 def noise(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(1, 0.01, n)
 
 
 def test_the_known_regression_of_liger_in_its_twelve_cells_and_nothing_else(capsys) -> None:
-    assert main(["regressions", str(LIGER), "--margin", "0.05"]) == 1
+    assert main(["regressions", "--all", str(LIGER), "--margin", "0.05"]) == 1
     named = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert len(named) == 12
     for line in named:
@@ -47,7 +51,7 @@ def test_the_known_regression_of_liger_in_its_twelve_cells_and_nothing_else(caps
 
 
 def test_what_the_other_provider_shares_is_the_environments(capsys) -> None:
-    main(["regressions", str(LIGER), "--margin", "0.05"])
+    main(["regressions", "--all", str(LIGER), "--margin", "0.05"])
     shared = capsys.readouterr().out.split("\n\n")[1]
     assert shared.startswith("Changes of the environment, not of the code")
     assert shared.count("huggingface · full_memory") == 3
@@ -55,7 +59,7 @@ def test_what_the_other_provider_shares_is_the_environments(capsys) -> None:
 
 def test_an_amount_of_memory_that_a_script_adds_to_all_is_the_environments(capsys) -> None:
     """At 7705dcc both providers hold 2,004 MB more, at every size."""
-    assert main(["regressions", str(LIGER.with_name("liger-cpo-memory.csv"))]) == 0
+    assert main(["regressions", "--all", str(LIGER.with_name("liger-cpo-memory.csv"))]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if ": 7705dcc: " in line]
     assert len(lines) == 8
     assert all("the others rose by 2004 MB with it" in line for line in lines)
@@ -259,8 +263,8 @@ def test_dates_that_a_rebase_reversed_change_nothing(monkeypatch) -> None:
     dates = rows["commit_date"].tolist()
     dates[5], dates[6] = dates[6], dates[5]
     rebased = rows.assign(commit_date=dates)
-    place = {f"c{n}": n for n in range(12)}
-    monkeypatch.setattr("reports.analysis.series._topological_order", lambda: place)
+    subjects = {f"c{n}": "" for n in range(12)}
+    monkeypatch.setattr("reports.analysis.series.subjects", lambda: subjects)
     assert str(regressions(rebased, 0.05)[0]) == str(regressions(rows, 0.05)[0])
 
 
@@ -268,5 +272,5 @@ def test_names_and_hashes_stay_as_they_are_in_the_file(tmp_path, capsys) -> None
     rows = series("NA", [1.0] * 5 + [2.0] * 5).assign(n=9, workload="null", dtype="float32")
     rows["commit"] = [f"{n:040d}" for n in range(10)]
     rows.to_csv(tmp_path / "rows.csv", index=False)
-    assert main(["regressions", str(tmp_path / "rows.csv")]) == 1
+    assert main(["regressions", "--all", str(tmp_path / "rows.csv")]) == 1
     assert f"null · float32 · NA · forward: {5:040d}: 1 → 2 ms" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from reports.analysis.change_points import changes, groups
 from reports.readers.files import read
 from reports.render import change, page, plots
 from tests.reports.rows import (
+    MIB,
     REGRESSED,
     as_read,
     loss,
@@ -204,7 +205,7 @@ def test_a_hundred_thousand_rows_take_their_share_of_time_and_five_megabytes(tmp
     text = words(html)
     assert "older numbers are not in their charts" in text
     assert f"{change.HISTORIES} of 100 histories are drawn" in text
-    assert f"{change.CHANGES} of " in text
+    assert re.search(r"and \d\d more like it", text)
     assert "logits.n7" in text
 
 
@@ -215,6 +216,33 @@ def test_falls_are_changes_too_and_no_regressions() -> None:
     ]
     [[one]] = changes(groups(as_read(rows)), 0.05)
     assert (one.commit, one.last, one.rise) == ("c6", "c5", False)
+
+
+def test_changes_of_all_dtypes_are_a_row_and_a_few_bytes_are_listed_below(monkeypatch) -> None:
+    rows = [
+        tidy(impl=impl, dtype=dtype, metric="saved_memory", unit="bytes")
+        | {
+            "value": 5 * MIB + scale * more * (n > 5),
+            "commit": f"c{n}",
+            "commit_date": f"2026-01-{n + 1:02}",
+        }
+        for impl, more in {
+            **{"logits.eager": 9 * MIB, "logits.fused": 1024},
+            **{"logits.builtin": 0, "logits.compiled": 0},
+        }.items()
+        for dtype, scale in (("float32", 2), ("bfloat16", 1))
+        for n in range(12)
+    ]
+    text = words(page.render(as_read(rows), [], None, None))
+    opened, more = text[text.index("Open regressions") :].split("1 more change: ")
+    assert opened.count("logits.eager, saved memory") == 2  # in the table, and above its samples
+    assert "and 1 more like it c6 5 MiB 23 MiB +9.0 to +18.0 MiB 100.0 % worse, open" in opened
+    assert "logits.fused, saved memory" not in opened
+    assert "+1,024 to +2,048 bytes 100.0 % worse, open" in more
+    monkeypatch.setattr(change, "CHANGES", 1)
+    text = words(page.render(as_read(rows), [], None, None))
+    assert "1 of 2 changes are listed, the largest" in text
+    assert "+1,024" not in text
 
 
 def test_readmes_picture_is_of_the_committed_numbers() -> None:

@@ -1,0 +1,99 @@
+"""Changes by commit: what a commit made worse or better, over all dtypes and workloads."""
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+
+from reports.analysis.change_points import SMALL, Change
+from reports.analysis.series import subjects
+
+WIDTH = 80  # columns of a terminal
+NAME = 32  # columns of a loss's name
+MEBIBYTE = 2**20
+
+
+def listing(found: Sequence[Change], order: Mapping[str, int]) -> Iterator[str]:
+    """The rises among ``found``, in lines of 80 columns: a headline for each commit and device.
+
+    Commits are sorted by ``order``. Below the headline each loss has a line for each metric that
+    rose, the largest rise first. A metric of the same loss that fell has a line too. Rises of a few
+    bytes share the last line.
+    """
+    rises = [one for one in found if one.rise]
+    rose = {(one.commit, one.device, one.loss) for one in rises}
+    fell = [one for one in found if (one.commit, one.device, one.loss) in rose and not one.rise]
+    places = defaultdict(list)
+    for one in [*rises, *(one for one in fell if not one.is_small)]:
+        places[order[one.commit], one.commit, one.device].append(one)
+    for _, commit, device in sorted(places):
+        headline = [commit[:10], device, subjects().get(commit.rstrip("+"), "")]
+        yield textwrap.shorten(" · ".join(filter(None, headline)), WIDTH, placeholder=" …")
+        for line in _lines(places[order[commit], commit, device]):
+            yield textwrap.fill(
+                line, WIDTH, subsequent_indent="    ", break_on_hyphens=False
+            ).rstrip()
+
+
+def _lines(changes: Sequence[Change]) -> Iterator[str]:
+    large = defaultdict(list)
+    for one in changes:
+        if not one.is_small:
+            large[quantity(one)].append(one)
+    rows = [
+        (_short(of[0].loss), f"{of[0].metric.removesuffix('_multiple')} {amount(of)}", state(of))
+        for of in large.values()
+    ]
+    names, metrics = (max((len(row[n]) for row in rows), default=0) for n in (0, 1))
+    for loss, metric, fate in rows:
+        yield f"  {loss:{names}}  {metric:{metrics}}  {fate}"
+    if small := [one for one in changes if one.is_small]:
+        losses = ", ".join(dict.fromkeys(_short(one.loss) for one in small))
+        yield f"  below {SMALL // MEBIBYTE} MiB: {amount(small)}, {state(small)}: {losses}"
+
+
+def quantity(one: Change) -> tuple[Hashable, ...]:
+    """What changed. Changes of one quantity differ in dtype, workload and machine alone."""
+    return one.commit, one.device, one.loss, one.metric, one.kind, one.rise, one.environment
+
+
+def amount(changes: Sequence[Change]) -> str:
+    """The least and the largest change: of bytes and counts the difference, else percent."""
+    of = changes[0]
+    if of.kind == "stopped":
+        return "stopped"
+    prefix = "drift, " if of.kind == "drift" else ""
+    differences = [one.after - one.before for one in changes]
+    if of.unit == "bytes" and max(map(abs, differences)) >= SMALL:
+        texts, unit = [f"{one / MEBIBYTE:+,.1f}" for one in _ends(differences)], " MiB"
+    elif of.unit in ("bytes", "MB", "count"):
+        texts = [f"{one:+,.0f}" for one in _ends(differences)]
+        unit = "" if of.unit == "count" else f" {of.unit}"
+    elif not all(one.before for one in changes):
+        texts, unit = [f"{one:+.4g}" for one in _ends(differences)], f" {of.unit}"
+    else:
+        percents = _ends([100 * (one.after / one.before - 1) for one in changes])
+        texts = [f"{one:+.1f}" if abs(one) < 100 else f"{one:+,.0f}" for one in percents]
+        unit = " %"
+    return prefix + " to ".join(dict.fromkeys(texts)) + unit
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """The value nearest to zero, and the value farthest from it."""
+    return min(values, key=abs), max(values, key=abs)
+
+
+def state(changes: Sequence[Change]) -> str:
+    """Whether changes of one direction are better, or worse and open, or fixed."""
+    if not changes[0].rise:
+        return "better"
+    fixed = {one.fixed[:10] for one in changes}
+    still = sum(not one.fixed for one in changes)
+    if 0 < still < len(changes):
+        return f"worse, {still} of {len(changes)} open"
+    if still:
+        return "worse, open"
+    return f"fixed in {fixed.pop()}" if len(fixed) == 1 else "fixed"
+
+
+def _short(loss: str) -> str:
+    return loss if len(loss) <= NAME else f"…{loss[1 - NAME :]}"
