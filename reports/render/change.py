@@ -66,7 +66,7 @@ def histories(rows: pd.DataFrame, idents: Iterator[str], left_out: list[str]) ->
     if len(alike) > CHANGES:
         left_out.append(
             f"{CHANGES} of {len(alike)} changes are listed, the largest; "
-            "`python -m reports regressions` lists all that rose."
+            "`python -m reports regressions --all` lists all that rose."
         )
     listed = []
     for n, ((_, is_small, environment), like) in enumerate([*alike.items()][:CHANGES]):
