@@ -21,17 +21,15 @@ def listing(found: Sequence[Change], order: Mapping[str, int]) -> Iterator[str]:
     """
     rises = [one for one in found if one.rise]
     rose = {(one.commit, one.device, one.loss) for one in rises}
-    fell = [one for one in found if (one.commit, one.device, one.loss) in rose and not one.rise]
+    falls = [one for one in found if not one.rise and not one.is_small]
     places = defaultdict(list)
-    for one in [*rises, *(one for one in fell if not one.is_small)]:
+    for one in rises + [one for one in falls if (one.commit, one.device, one.loss) in rose]:
         places[order[one.commit], one.commit, one.device].append(one)
     for _, commit, device in sorted(places):
         headline = [commit[:10], device, subjects().get(commit.rstrip("+"), "")]
         yield textwrap.shorten(" · ".join(filter(None, headline)), WIDTH, placeholder=" …")
         for line in _lines(places[order[commit], commit, device]):
-            yield textwrap.fill(
-                line, WIDTH, subsequent_indent="    ", break_on_hyphens=False
-            ).rstrip()
+            yield textwrap.fill(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _lines(changes: Sequence[Change]) -> Iterator[str]:
