@@ -15,11 +15,13 @@ CELLS = {
         ("float32", "logits", "bench_131k", "float32"),
         ("logits", "logits", "gpt2_text@4096", "bfloat16"),
         ("float32", "logits", "llama3_8b@8192", "float32"),
+        ("logprobs", "logprobs", "llama3_8b@8192", "bfloat16"),
     ),
     "cpu": (
         ("logits", "logits", "gpt2_text@64", "bfloat16"),
         ("linear", "linear", "tinystories_1m", "bfloat16"),
         ("float32", "logits", "tinystories_1m", "float32"),
+        ("logprobs", "logprobs", "tinystories_1m", "bfloat16"),
     ),
 }
 # The losses of a rehearsal on a CPU: few, and none that compiles. None: all losses.
@@ -29,6 +31,7 @@ REHEARSED = {
         "gate": ["logits.eager", "logits.builtin"],
         "logits": ["logits.builtin", "logits.eager"],
         "linear": ["linear.builtin", "linear.chunked_vocab"],
+        "logprobs": ["logprobs.builtin", "logprobs.chunked"],
     },
 }
 

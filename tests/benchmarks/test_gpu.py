@@ -29,7 +29,7 @@ def test_stages_are_listed(capsys) -> None:
     assert main(["gpu", "--list"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert list(dict.fromkeys(listed)) == [
-        *("machine", "gate", "logits", "linear", "float32", "asv", "compare", "page")
+        *("machine", "gate", "logits", "linear", "float32", "logprobs", "asv", "compare", "page")
     ]
 
 
