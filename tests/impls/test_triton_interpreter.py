@@ -13,11 +13,8 @@ from tests.gate.runner import is_of_logprobs
 from tests.gate.test_gate import TESTS
 
 # linear.fused and logprobs.fused call the Triton kernel on the CPU only in the interpreter.
-SLOW = ("logits.liger", "logits.triton_in_place", "linear.fused", "linear.liger", "logprobs.fused")
-INTERPRETED = (
-    "logits.triton",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
-)
+TRITON = ("logits.triton", "logits.triton_in_place", "linear.fused", "logprobs.fused")
+LIGER = ("logits.liger", "linear.liger")
 
 INTERPRET = {**os.environ, "TRITON_INTERPRET": "1"}
 
@@ -33,7 +30,8 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-@pytest.mark.parametrize("name", INTERPRETED)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TRITON, *LIGER])
 def test_gate_holds_in_the_interpreter(name: str) -> None:
     gate = run("pytest", "tests/gate/test_gate.py", "--require-all", "--impl", name)
     assert gate.returncode == 0, gate.stdout

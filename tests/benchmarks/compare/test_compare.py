@@ -117,6 +117,7 @@ def test_what_does_not_differ_is_not_measured(clone) -> None:
     assert compare(clone, "HEAD", "HEAD", "--strict")[0] == 4
 
 
+@pytest.mark.slow
 def test_what_only_one_revision_has_and_what_needs_ranks_is_named(clone) -> None:
     (clone / "impls/logits/eager.py").rename(clone / "impls/logits/renamed.py")
     change(clone, "import torch\n", "import torch\n\nCHANGED = True\n", "impls/sharded/fused.py")
@@ -129,6 +130,7 @@ def test_what_only_one_revision_has_and_what_needs_ranks_is_named(clone) -> None
     assert timed == {"logits.compiled"}
 
 
+@pytest.mark.slow
 def test_a_loss_with_threads_of_its_own_is_measured(clone) -> None:
     """Forked with its loss, a process would lack these threads, and wait for them for ever."""
     pool = "from concurrent.futures import ThreadPoolExecutor\n\nPOOL = ThreadPoolExecutor(1)\n"
@@ -236,6 +238,7 @@ def test_each_level_has_a_workload_of_its_own_unless_one_is_chosen() -> None:
     assert {found.name for found in workloads_of(names, "notebook", "cpu").values()} == {"notebook"}
 
 
+@pytest.mark.slow
 def test_strict_makes_the_undecided_fail(clone) -> None:
     command = ("HEAD", "HEAD", *QUICK, "--pass", "forward")
     code, out, _ = compare(clone, *command)
@@ -245,6 +248,7 @@ def test_strict_makes_the_undecided_fail(clone) -> None:
     assert compare(clone, *command, "--strict")[0] == 3
 
 
+@pytest.mark.slow
 def test_calibrate_compares_the_same_with_itself(clone) -> None:
     both = ("--impl", "logits.builtin", "--impl", "logits.eager", "--workload", "notebook")
     few = ("--comparisons", "2", "--pairs", "2", "--out", "pairs.csv")

@@ -141,6 +141,7 @@ def test_versions_of_a_package_are_compared_to_the_byte_and_in_half_precision(in
     assert not packages.cache().exists()
 
 
+@pytest.mark.slow
 def test_a_package_that_the_first_process_imports_gets_processes_of_its_own(index) -> None:
     """psutil is such a package. A process that has it would never see the other version."""
     for version in ("99.0", "99.1"):
@@ -150,6 +151,7 @@ def test_a_package_that_the_first_process_imports_gets_processes_of_its_own(inde
     assert "AttributeError: module 'psutil' has no attribute" in errors
 
 
+@pytest.mark.slow
 def test_a_changed_helper_measures_the_losses_that_import_it(clone) -> None:
     code, out, errors = compare("--repo", str(clone), "HEAD~1", "HEAD")
     assert code in (0, 1), errors

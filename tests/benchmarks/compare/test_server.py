@@ -73,6 +73,7 @@ def test_what_compiles_is_known_as_it_is_imported(tmp_path) -> None:
     assert in_a_process(code) == ["[False, False, True, True]", "False False"]
 
 
+@pytest.mark.slow
 def test_what_is_compiled_once_loads_the_patterns_that_a_loss_is_searched_for() -> None:
     """Attention's take a second."""
     code = """if True:
@@ -92,6 +93,7 @@ def test_what_is_compiled_once_loads_the_patterns_that_a_loss_is_searched_for() 
     assert in_a_process(code) == ["[]"]
 
 
+@pytest.mark.slow
 def test_a_fork_of_what_is_prepared_has_its_loss_compiled_and_threads_of_its_own() -> None:
     """Did it wait for those of the process that it is a fork of, it would wait for ever."""
     code = """if True:

@@ -89,6 +89,7 @@ def peak_memory(rank: Rank, k: int, name: str) -> int:
     )
 
 
+@pytest.mark.slow
 def test_a_rank_of_fused_holds_what_linear_fused_does_of_its_slice(compiling: Ranks) -> None:
     whole = compiling.run(2, peak_memory, "linear.fused")
     sharded = compiling.run(2, peak_memory, "sharded.fused")
