@@ -187,6 +187,35 @@ def check_accumulates(loss: impls.Loss) -> None:
         expect_close(leaf.grad, 2 * once[name], tolerance(loss, 1e-6), what, str(case))
 
 
+def check_micro_batches(loss: impls.Loss) -> None:
+    """The sum over micro-batches, divided by all tokens that count, is the mean of the batch."""
+    if "reduction" not in loss.options:
+        raise SkipTest("no reduction of sum")
+    case = Case(n=600, reduction="sum").fit(loss)
+    tensors, counted, about = case.tensors(loss), case.n, "micro-batches of 150, 50 and 400 rows"
+    if "ignore_index" in loss.options:
+        tensors["target"][150:200] = case.ignore_index
+        counted, about = 550, f"{about}, the second ignored whole"
+    leaves = {
+        name: tensors[name].clone().requires_grad_()
+        for name in oracle.DIFFERENTIABLE
+        if name in tensors
+    }
+    total = torch.zeros((), dtype=torch.float64)
+    for rows in (slice(0, 150), slice(150, 200), slice(200, 600)):
+        part = {"input": leaves["input"][rows], "target": tensors["target"][rows]}
+        value = call_loss(loss, case, {**tensors, **leaves, **part}, about)
+        call((value / counted).backward, f"{case}; {about}")
+        total += value.detach().double().cpu() / counted
+    options = {**case.options(loss), "reduction": "mean"}
+    exact = oracle.expected(loss.level, tensors, torch.tensor(1.0), **options)
+    actual = {"value": total, **{name: leaf.grad for name, leaf in leaves.items()}}
+    for name, tensor in actual.items():
+        what = "the value" if name == "value" else f"{name}.grad"
+        what += f", over all tokens that count, of {about},"
+        expect_close(tensor, exact[name], tolerance(loss, 1e-5), what, str(case))
+
+
 def check_not_a_leaf(loss: impls.Loss) -> None:
     """The input may be the result of another function, and may be used again after the loss."""
     case = Case().fit(loss)

@@ -34,6 +34,7 @@ BUGS = {
     "frozen_input": ("frozen", "if the input is frozen, the weight has no gradient (Liger 0.8.5)"),
     "autocast": ("autocast", "under autocast, hidden states and weight of different dtypes raise"),
     "scaled_in_place": ("backward_twice", "backward scales the saved gradients in place"),
+    "ignored_batch": ("micro_batches", "if all rows are ignored, the weight's gradient is nan"),
 }
 
 _buffer: list[torch.Tensor] = []
@@ -105,6 +106,8 @@ class Loss(torch.autograd.Function):
             grad_weight = torch.zeros_like(grad_weight)
         if bug == "no_bias_gradient" and bias is not None:
             grad_bias = torch.zeros_like(grad_bias)
+        if bug == "ignored_batch" and n and not counts.any():
+            grad_weight = torch.full_like(grad_weight, torch.nan)  # memory that nothing wrote
         if bug == "overwrites_weight":
             weight.data.copy_(grad_weight)
         if bug == "main_grad" and weight.grad is not None:

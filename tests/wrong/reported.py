@@ -1,4 +1,4 @@
-"""Bugs that users reported in 2025 and 2026, each a few lines around PyTorch's own loss of logits.
+"""Bugs that users reported in 2023 to 2026, each a few lines around PyTorch's own loss of logits.
 
 ``BUGS`` is as in ``logits``. ``cross_entropy(bug)`` makes a loss with it.
 """
@@ -21,6 +21,8 @@ BUGS = {
     "upstream_contiguous": ("strides", "the strides of the upstream gradient are not read"),
     "scaled_once": ("backward_twice", "a second backward returns the gradient of the first"),
     "second_raises": ("backward_twice", "a second backward raises an error about a view"),
+    # https://github.com/huggingface/transformers/issues/24725
+    "micro_batch_mean": ("micro_batches", "the sum is divided by the tokens of its micro-batch"),
     "needs_graph": ("inference_mode", "forward makes a graph, and raises under inference_mode"),
 }
 
@@ -85,7 +87,7 @@ def cross_entropy(bug):
             losses = losses + 0 * input.sum()
         value = losses
         if reduction == "sum":
-            value = losses.sum()
+            value = losses.sum() / (counted.sum().clamp(min=1) if bug == "micro_batch_mean" else 1)
         if reduction == "mean":
             w = counted if weight is None else weight[target * counted] * counted
             value = losses.sum() / w.sum()
