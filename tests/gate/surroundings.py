@@ -1,5 +1,9 @@
-"""Properties of the gate: other calls, autocast and ``torch.compile`` do not disturb a loss."""
+"""Properties of the gate: other calls, and what torch does around a loss, do not disturb it.
 
+Around a loss are autocast, ``torch.compile``, and the transforms of ``torch.func``.
+"""
+
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,11 +14,13 @@ from torch import Tensor
 
 import impls
 from benchmarks.measure import oracle
+from tests.gate.autograd import NO_SECOND_DERIVATIVE
 from tests.gate.case import (
     Case,
     Tensors,
     backward,
     call,
+    describe,
     expect,
     expect_close,
     forward,
@@ -114,3 +120,46 @@ def check_in_a_compiled_step(loss: impls.Loss) -> None:
         what = "the value" if name == "value" else f"the gradient of {name}"
         what += " in a compiled function"
         expect_close(actual[name], 2 * exact, tolerance(loss, 1e-5), what, str(case))
+
+
+# What says that a loss lacks a transform of ``torch.func``: torch names what an operator or an
+# ``autograd.Function`` lacks. ``torch.func.grad`` always asks for a second derivative too.
+NO_TRANSFORM = rf"vmap|functorch|torch\.func|setup_context|{NO_SECOND_DERIVATIVE}"
+
+
+def check_func_transforms(loss: impls.Loss) -> None:
+    """torch.func's grad and vmap of the loss are right, or raise and say what the loss lacks."""
+    case = Case(ignored=(1,)).fit(loss)
+    options = case.options(loss)
+    tensors, others = (replace(case, seed=seed).tensors(loss) for seed in (0, 1))
+    second = {**tensors, "input": others["input"], "target": others["target"]}
+    names = [name for name in ("target", *oracle.DIFFERENTIABLE) if name in tensors]
+    first = [tensors[name] for name in names]
+    batch = [torch.stack([tensors[name], second[name]]) for name in names[:2]] + first[2:]
+    batched = (0, 0, *[None] * len(first[2:]))  # target and input alone
+
+    def fn(*given: Tensor) -> Tensor:
+        return loss.fn(**dict(zip(names, given, strict=True)), **options)
+
+    grad = torch.func.grad(fn, argnums=tuple(range(1, len(names))))
+    exact, of_second = (
+        oracle.expected(loss.level, given, torch.tensor(1.0), **options)
+        for given in (tensors, second)
+    )
+    both = {name: torch.stack([exact[name], of_second[name]]) for name in exact}
+    for about, run, expected in (
+        ("torch.func.grad", lambda: grad(*first), exact),
+        ("torch.func.vmap", lambda: (torch.func.vmap(fn, batched)(*batch),), both),
+        ("vmap of grad", lambda: torch.func.vmap(grad, batched)(*batch), both),
+    ):
+        try:
+            results = run()
+        except Exception as error:
+            missing = f"an error that does not say what the loss lacks: {describe(error)}"
+            expect(re.search(NO_TRANSFORM, str(error)), f"{about} raises {missing} ({case})")
+            continue
+        of = ["value"] if about == "torch.func.vmap" else names[1:]
+        for name, actual in zip(of, results, strict=True):
+            what = "the value" if name == "value" else f"the gradient of {name}"
+            what += f" by {about}"
+            expect_close(actual, expected[name], tolerance(loss, 1e-5), what, str(case))

@@ -1,4 +1,4 @@
-"""Bugs that users reported in 2023 to 2026, each a few lines around PyTorch's own loss of logits.
+"""Bugs around PyTorch's own loss of logits, a few lines each. Users reported most, 2023 to 2026.
 
 ``BUGS`` is as in ``logits``. ``cross_entropy(bug)`` makes a loss with it.
 """
@@ -23,6 +23,7 @@ BUGS = {
     "second_raises": ("backward_twice", "a second backward raises an error about a view"),
     # https://github.com/huggingface/transformers/issues/24725
     "micro_batch_mean": ("micro_batches", "the sum is divided by the tokens of its micro-batch"),
+    "vmap_of_all": ("func_transforms", "under vmap the sum is over all batches"),
     "needs_graph": ("inference_mode", "forward makes a graph, and raises under inference_mode"),
 }
 
@@ -52,6 +53,26 @@ class Scaled(torch.autograd.Function):
         return None, ctx.scaled.clone(), None, None
 
 
+class Total(torch.autograd.Function):
+    """The sum of the losses (N,). The rule for vmap sums over the batches too."""
+
+    @staticmethod
+    def forward(losses):
+        return losses.sum()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.n = len(inputs[0])
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.expand(ctx.n)
+
+    @staticmethod
+    def vmap(info, in_dims, losses):
+        return losses.sum(), None
+
+
 def rows(bug, input, target, weight, ignore_index, smoothing):
     """The losses of the rows (N,), 0 for an ignored row."""
     leaf = input.detach().to(torch.promote_types(input.dtype, torch.float32))
@@ -74,6 +95,9 @@ def cross_entropy(bug):
     def loss(
         input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
     ):
+        if bug == "vmap_of_all":
+            counted = (target != ignore_index).sum()
+            return Total.apply(F.cross_entropy(input, target, reduction="none")) / counted
         check_call(input, target, weight, reduction, label_smoothing)
         check_range(target, input.shape[1], ignore_index)
         losses = rows(bug, input, target, weight, ignore_index, label_smoothing)
