@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from impls.loss import check_call
+from impls.shared.compile import is_fake
 from impls.shared.reduction import check_range, first_order
 
 BUGS = {
@@ -24,8 +25,23 @@ BUGS = {
     # https://github.com/huggingface/transformers/issues/24725
     "micro_batch_mean": ("micro_batches", "the sum is divided by the tokens of its micro-batch"),
     "vmap_of_all": ("func_transforms", "under vmap the sum is over all batches"),
+    "fake_shape": ("fake_tensors", "the operator's register_fake gives a column"),
+    "real_value": ("fake_tensors", "for a fake tensor the value is a real tensor"),
     "needs_graph": ("inference_mode", "forward makes a graph, and raises under inference_mode"),
 }
+
+
+UNKNOWN = torch.zeros((), requires_grad=True)
+
+
+@torch.library.custom_op("wrong_losses::copy", mutates_args=())
+def copy(losses: torch.Tensor) -> torch.Tensor:
+    return losses.clone()
+
+
+@copy.register_fake
+def _(losses):
+    return losses.new_empty(len(losses), 1)
 
 
 class Scaled(torch.autograd.Function):
@@ -36,7 +52,7 @@ class Scaled(torch.autograd.Function):
         ctx.bug, ctx.half = bug, input.dtype
         ctx.save_for_backward(grad)
         ctx.scaled = None
-        return losses.clone()
+        return copy(losses) if bug == "fake_shape" else losses.clone()
 
     @staticmethod
     @first_order
@@ -95,6 +111,8 @@ def cross_entropy(bug):
     def loss(
         input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
     ):
+        if bug == "real_value" and is_fake(input):
+            return UNKNOWN
         if bug == "vmap_of_all":
             counted = (target != ignore_index).sum()
             return Total.apply(F.cross_entropy(input, target, reduction="none")) / counted
