@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import impls
 from benchmarks.measure import oracle
+from impls.loss import INTERPRETED
 from tests.gate.case import (
     Case,
     backward,
@@ -191,18 +192,21 @@ def check_micro_batches(loss: impls.Loss) -> None:
     """The sum over micro-batches, divided by all tokens that count, is the mean of the batch."""
     if "reduction" not in loss.options:
         raise SkipTest("no reduction of sum")
-    case = Case(n=600, reduction="sum").fit(loss)
-    tensors, counted, about = case.tensors(loss), case.n, "micro-batches of 150, 50 and 400 rows"
+    unit = 5 if INTERPRETED else 50  # the interpreter takes seconds for 600 rows
+    parts = slice(0, 3 * unit), slice(3 * unit, 4 * unit), slice(4 * unit, 12 * unit)
+    about = f"micro-batches of {3 * unit}, {unit} and {8 * unit} rows"
+    case = Case(n=12 * unit, reduction="sum").fit(loss)
+    tensors, counted = case.tensors(loss), case.n
     if "ignore_index" in loss.options:
-        tensors["target"][150:200] = case.ignore_index
-        counted, about = 550, f"{about}, the second ignored whole"
+        tensors["target"][parts[1]] = case.ignore_index
+        counted, about = 11 * unit, f"{about}, the second ignored whole"
     leaves = {
         name: tensors[name].clone().requires_grad_()
         for name in oracle.DIFFERENTIABLE
         if name in tensors
     }
     total = torch.zeros((), dtype=torch.float64)
-    for rows in (slice(0, 150), slice(150, 200), slice(200, 600)):
+    for rows in parts:
         part = {"input": leaves["input"][rows], "target": tensors["target"][rows]}
         value = call_loss(loss, case, {**tensors, **leaves, **part}, about)
         call((value / counted).backward, f"{case}; {about}")
