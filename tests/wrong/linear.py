@@ -3,6 +3,7 @@
 import functools
 
 import torch
+import torch.nn.functional as F
 
 from impls.loss import autocast
 from impls.shared.reduction import result_dtype
@@ -34,6 +35,10 @@ BUGS = {
     "frozen_input": ("frozen", "if the input is frozen, the weight has no gradient (Liger 0.8.5)"),
     "autocast": ("autocast", "under autocast, hidden states and weight of different dtypes raise"),
     "scaled_in_place": ("backward_twice", "backward scales the saved gradients in place"),
+    "not_detached": (
+        "tied_weights",
+        "the gradients of forward count the way from the weight to the input too",
+    ),
     "ignored_batch": ("micro_batches", "if all rows are ignored, the weight's gradient is nan"),
 }
 
@@ -120,6 +125,24 @@ class Loss(torch.autograd.Function):
         return None, grad_input, grad_weight, grad_bias, None, None
 
 
+class NotDetached(torch.autograd.Function):
+    """The mean. Forward makes the gradients in the caller's graph, not in a graph of its own."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, target, ignore_index):
+        tensors = (input, weight, bias)
+        with torch.enable_grad():
+            value = F.cross_entropy(F.linear(*tensors), target, ignore_index=ignore_index)
+            needed = [t for t in tensors if t is not None and t.requires_grad]
+            grads = iter(torch.autograd.grad(value, needed, retain_graph=True) if needed else ())
+        ctx.save_for_backward(*(next(grads) if need else None for need in ctx.needs_input_grad))
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return tuple(None if grad is None else grad * upstream for grad in ctx.saved_tensors)
+
+
 def linear_cross_entropy(bug):
     """Make the loss with this bug, or the correct loss for ``None``."""
 
@@ -149,6 +172,9 @@ def linear_cross_entropy(bug):
             value = losses
         elif reduction == "sum":
             value = losses.sum()
+        elif bug == "not_detached":
+            tensors = (input, linear_weight, linear_bias)
+            value = NotDetached.apply(*tensors, target, ignore_index)
         elif bug == "mean_of_means":
             means = [
                 a.sum() / b.sum() for a, b in zip(losses.split(2), counts.split(2), strict=True)
