@@ -1,11 +1,16 @@
 """Properties of the gate: what training scripts do around a loss leaves its gradients right."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
 from unittest import SkipTest
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import impls
@@ -13,6 +18,7 @@ from benchmarks.measure import oracle
 from impls.loss import INTERPRETED
 from tests.gate.case import (
     Case,
+    Tensors,
     call,
     call_loss,
     expect_close,
@@ -114,3 +120,59 @@ def check_tied_weights(loss: impls.Loss) -> None:
         call(lambda: step(loss.fn, leaf).backward(), f"{case}; tied weights")
         what = f"linear_weight.grad after step {steps} with tied weights"
         expect_close(leaf.grad, steps * exact, 10 * tolerance(loss, 1e-6), what, str(case))
+
+
+def check_in_ddp(loss: impls.Loss) -> None:
+    """In DistributedDataParallel three micro-batches, one ignored whole, have their gradients."""
+    if loss.level != "linear":
+        raise SkipTest("no linear_weight")
+    if not dist.is_available() or not dist.is_gloo_available() or dist.is_initialized():
+        raise SkipTest("no torch.distributed with gloo, or a process group is there already")
+    reduction = "sum" if "reduction" in loss.options else "mean"
+    case = Case(reduction=reduction).fit(loss)
+    batches = [replace(case, seed=seed).tensors(loss) for seed in (0, 1, 2)]
+    if reduction == "sum" and "ignore_index" in loss.options:
+        batches[1]["target"].fill_(case.ignore_index)
+    names = [name for name in oracle.DIFFERENTIABLE[1:] if name in batches[0]]
+    parameters = {name: batches[0][name] for name in names}
+    batches = [{**batch, **parameters} for batch in batches]
+    head = Head(loss.fn, parameters, case.options(loss))
+
+    def train() -> None:
+        module = DistributedDataParallel(head)
+        for number, batch in enumerate(batches):
+            with module.no_sync() if number == 0 else nullcontext():
+                module(batch["input"], batch["target"]).backward()
+
+    with one_rank():
+        call(train, f"{case}; in DistributedDataParallel")
+    options = case.options(loss)
+    exact = [oracle.expected(loss.level, batch, torch.tensor(1.0), **options) for batch in batches]
+    for name in names:
+        what = f"{name}.grad of three micro-batches in DistributedDataParallel"
+        expected = torch.stack([each[name] for each in exact]).sum(0)
+        grad = head.weights[name].grad
+        expect_close(grad, expected, tolerance(loss, 1e-5), what, str(case))
+
+
+class Head(nn.Module):
+    """A module with a parameter that makes hidden states, and a loss's weight and bias."""
+
+    def __init__(self, fn: Callable[..., Tensor], parameters: Tensors, options: dict[str, Any]):
+        super().__init__()
+        self.fn, self.options = fn, options
+        self.scale = nn.Parameter(torch.ones_like(parameters["linear_weight"][0]))  # (D,)
+        self.weights = nn.ParameterDict({name: one.clone() for name, one in parameters.items()})
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self.fn(input=self.scale * input, target=target, **self.weights, **self.options)
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """Make this process the only rank of a group. No file and no other process takes part."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

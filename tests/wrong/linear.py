@@ -39,6 +39,7 @@ BUGS = {
         "tied_weights",
         "the gradients of forward count the way from the weight to the input too",
     ),
+    "unused_weight": ("in_ddp", "if all rows are ignored, the value does not depend on the weight"),
     "ignored_batch": ("micro_batches", "if all rows are ignored, the weight's gradient is nan"),
 }
 
@@ -168,6 +169,8 @@ def linear_cross_entropy(bug):
         y = target.masked_fill(~counts, 0)
         losses = Loss.apply(bug, input, linear_weight, linear_bias, y, counts)
         losses = losses.masked_fill(~counts, 0)
+        if bug == "unused_weight" and n and not counts.any():
+            losses = 0 * input.sum(1)
         if reduction == "none":
             value = losses
         elif reduction == "sum":
