@@ -16,16 +16,16 @@ BUGS = {
     "last_classes": ("sizes", "classes beyond the last whole chunk of 4096 are dropped"),
     "mean_of_means": ("ignored", "the mean is the mean of the means of the chunks"),
     "ignored_weight": ("ignored", "ignored rows still add to the weight's gradient"),
-    "first_upstream": ("upstream", "all rows take the first upstream element (Liger 968)"),
+    # https://github.com/linkedin/Liger-Kernel/issues/968
+    "first_upstream": ("upstream", "all rows take the first upstream element"),
     "upstream_not_for_weight": (
         "upstream",
         "the weight's gradient is not scaled (upstream is one)",
     ),
     "half_accumulation": ("dtypes", "the weight's gradient is summed in the dtype of the weight"),
-    "many_chunks": (
-        "many_chunks",
-        "chunks of 512 tokens add to dW in bfloat16 (axolotl 1601, CCE 14)",
-    ),
+    # https://github.com/axolotl-ai-cloud/axolotl/pull/1601
+    # https://github.com/apple/ml-cross-entropy/issues/14
+    "many_chunks": ("many_chunks", "chunks of 512 tokens add to dW in bfloat16"),
     "main_grad": ("in_a_model", "backward adds to weight.grad and returns it (as main_grad does)"),
     "half_value": ("dtypes", "the rows' losses are summed in the dtype of the input (torch 2.13)"),
     "weight_contiguous": ("strides", "the strides of the weight are not read"),
