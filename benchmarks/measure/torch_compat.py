@@ -28,6 +28,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 DATA_DEPENDENT_ERRORS = (DataDependentOutputException, DynamicOutputShapeException)
 
 
+def strict_fake_mode() -> FakeTensorMode:
+    """A ``FakeTensorMode`` in which a kernel that asks for a tensor's memory raises.
+
+    By default torch gives such a kernel the address 0, and reading it ends the process.
+    """
+    with torch._functorch.config.patch(fake_tensor_allow_unsafe_data_ptr_access=False):
+        return FakeTensorMode()
+
+
 def allocator_events(run: Callable[[], Any]) -> list[tuple[int, int]]:
     """Address and bytes of each block that torch's CPU allocator allocates or frees in ``run()``.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import impls
 from benchmarks import requests
 from benchmarks.ranks.worker import SLICED, START, Call, backward, forward, same
+from impls.shared.compile import is_fake
 
 GRACE = 10.0  # seconds that the other ranks have once a rank has failed
 RANK_ENVIRONMENT = {
@@ -134,7 +135,7 @@ class Ranks:
 
         Each call sends its tensors to the ranks and collects the gradients. It raises
         ``AssertionError`` if the ranks disagree on a result that all must have, or if a rank
-        overwrites an argument.
+        overwrites an argument. It raises ``ValueError`` for fake tensors.
         """
         loss = impls.load(name)
         parameters = inspect.signature(loss.fn).parameters.values()
@@ -144,6 +145,8 @@ class Ranks:
         def across(compiled: bool, *given: Any, **keywords: Any) -> Tensor:
             arguments = signature.bind(*given, **keywords).arguments
             tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
+            if any(is_fake(tensor) for tensor in tensors.values()):
+                raise ValueError("a tensor without elements cannot be sent to a rank")
             needed = [name for name, tensor in tensors.items() if tensor.requires_grad]
             sizes = slices(tensors, k, loss.support.even_slices)
             call = Call(

@@ -8,7 +8,6 @@ from unittest import SkipTest
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 import impls
 from benchmarks.measure import oracle
@@ -143,48 +142,6 @@ def check_inference_mode(loss: impls.Loss) -> None:
         leaf = tensors["input"].clone()
         value = call_loss(loss, case, {**tensors, "input": leaf}, "inference_mode").clone()
     expect_close(value, exact, tolerance(loss, 1e-5), "the value under inference_mode", str(case))
-
-
-def check_in_a_model(loss: impls.Loss) -> None:
-    """Gradients of earlier tokens, a hook, and checkpointing change nothing in a training step."""
-    case = Case(ignored=(1,)).fit(loss)
-    tensors = case.tensors(loss)
-    names = [name for name in oracle.DIFFERENTIABLE if name in tensors]
-    exact = oracle.expected(loss.level, tensors, torch.tensor(1.0), **case.options(loss))
-
-    def step(*given: Tensor) -> Tensor:
-        return loss.fn(**tensors | dict(zip(names, given, strict=True)), **case.options(loss))
-
-    for about, run in {
-        "a step": step,
-        "a checkpointed step": lambda *given: checkpoint(step, *given, use_reentrant=False),
-    }.items():
-        leaves = {name: tensors[name].clone().requires_grad_() for name in names}
-        for leaf in leaves.values():
-            leaf.grad = torch.ones_like(leaf)
-        hidden, *others = leaves.values()
-        hidden = hidden.clone()
-        hidden.register_hook(lambda grad: 3 * grad)
-        call(lambda: run(hidden, *others).backward(), f"{case}; {about}")  # noqa: B023  at once
-        for name, leaf in leaves.items():
-            wanted = exact[name] * (3 if name == "input" else 1)
-            what = f"{name}.grad after {about} with a hook on the input"
-            expect_close(leaf.grad - 1, wanted, 10 * tolerance(loss, 1e-6), what, str(case))
-
-
-def check_accumulates(loss: impls.Loss) -> None:
-    """``backward()`` adds to ``.grad``."""
-    case = Case().fit(loss)
-    tensors = case.tensors(loss)
-    value, leaves = forward(loss, case, tensors)
-    upstream = case.upstream().to(value)
-    call(lambda: value.backward(upstream), str(case))
-    once = {name: leaf.grad.clone() for name, leaf in leaves.items()}
-    again = call_loss(loss, case, {**tensors, **leaves})
-    call(lambda: again.backward(upstream), str(case))
-    for name, leaf in leaves.items():
-        what = f"{name}.grad after two backward passes"
-        expect_close(leaf.grad, 2 * once[name], tolerance(loss, 1e-6), what, str(case))
 
 
 def check_not_a_leaf(loss: impls.Loss) -> None:

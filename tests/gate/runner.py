@@ -10,12 +10,21 @@ from unittest import SkipTest
 from torch import Tensor
 
 import impls
-from tests.gate import autograd, calls, edge_cases, logprobs, style, surroundings, values
+from tests.gate import (
+    autograd,
+    calls,
+    edge_cases,
+    logprobs,
+    style,
+    surroundings,
+    training,
+    values,
+)
 
 # Each group of properties is a module. The order is that of the tests and of the report.
 TOPICS = {
     topic.__name__.rpartition(".")[2]: topic
-    for topic in (values, edge_cases, calls, autograd, surroundings, logprobs, style)
+    for topic in (values, edge_cases, calls, autograd, training, surroundings, logprobs, style)
 }
 GROUPS = {
     group: [name.removeprefix("check_") for name in vars(topic) if name.startswith("check_")]

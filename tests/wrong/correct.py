@@ -46,6 +46,36 @@ class MadeInForward(torch.autograd.Function):
         return grad * upstream.view(-1, 1) / ctx.n, None, None
 
 
+class WithSetupContext(torch.autograd.Function):
+    """The losses (N,). torch.func can transform it, and its backward has a derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input, y):
+        return input.logsumexp(1) - input.gather(1, y[:, None]).squeeze(1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        input, y = ctx.saved_tensors
+        one_hot = torch.zeros_like(input).scatter(1, y[:, None], 1)
+        return (input.softmax(1) - one_hot) * upstream[:, None], None
+
+
+def with_setup_context(input, target, *, ignore_index=-100):
+    if len(target) != len(input):
+        raise RuntimeError("shapes do not match")
+    counted = target != ignore_index
+    wide = input.to(torch.promote_types(input.dtype, torch.float32))
+    losses = WithSetupContext.apply(wide, target.long().where(counted, 0))
+    value = losses.where(counted, 0).sum() / counted.sum()
+    return value if torch.is_autocast_enabled("cpu") else value.to(input.dtype)
+
+
 def checkpointed(input, linear_weight, target, *, linear_bias=None, reduction="mean"):
     """Forward does not keep the logits. Backward computes them again."""
     return torch.utils.checkpoint.checkpoint(
@@ -172,6 +202,7 @@ def chunks_from_the_end(input, linear_weight, target):
 CORRECT_LOSSES = {
     "log_softmax_and_nll": ("logits", log_softmax_and_nll),
     "gradient_made_in_forward": ("logits", gradient_made_in_forward),
+    "with_setup_context": ("logits", with_setup_context),
     "in_place": ("logits", in_place),
     "mean_of_hidden_states": ("linear", mean_of_hidden_states),
     "mean_that_ignores": ("logits", mean_that_ignores),

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+import torch.nn.functional as F
 
 from impls.loss import autocast
 from impls.shared.reduction import result_dtype
@@ -15,16 +16,16 @@ BUGS = {
     "last_classes": ("sizes", "classes beyond the last whole chunk of 4096 are dropped"),
     "mean_of_means": ("ignored", "the mean is the mean of the means of the chunks"),
     "ignored_weight": ("ignored", "ignored rows still add to the weight's gradient"),
-    "first_upstream": ("upstream", "all rows take the first upstream element (Liger 968)"),
+    # https://github.com/linkedin/Liger-Kernel/issues/968
+    "first_upstream": ("upstream", "all rows take the first upstream element"),
     "upstream_not_for_weight": (
         "upstream",
         "the weight's gradient is not scaled (upstream is one)",
     ),
     "half_accumulation": ("dtypes", "the weight's gradient is summed in the dtype of the weight"),
-    "many_chunks": (
-        "many_chunks",
-        "chunks of 512 tokens add to dW in bfloat16 (axolotl 1601, CCE 14)",
-    ),
+    # https://github.com/axolotl-ai-cloud/axolotl/pull/1601
+    # https://github.com/apple/ml-cross-entropy/issues/14
+    "many_chunks": ("many_chunks", "chunks of 512 tokens add to dW in bfloat16"),
     "main_grad": ("in_a_model", "backward adds to weight.grad and returns it (as main_grad does)"),
     "half_value": ("dtypes", "the rows' losses are summed in the dtype of the input (torch 2.13)"),
     "weight_contiguous": ("strides", "the strides of the weight are not read"),
@@ -34,6 +35,12 @@ BUGS = {
     "frozen_input": ("frozen", "if the input is frozen, the weight has no gradient (Liger 0.8.5)"),
     "autocast": ("autocast", "under autocast, hidden states and weight of different dtypes raise"),
     "scaled_in_place": ("backward_twice", "backward scales the saved gradients in place"),
+    "not_detached": (
+        "tied_weights",
+        "the gradients of forward count the way from the weight to the input too",
+    ),
+    "unused_weight": ("in_ddp", "if all rows are ignored, the value does not depend on the weight"),
+    "ignored_batch": ("micro_batches", "if all rows are ignored, the weight's gradient is nan"),
 }
 
 _buffer: list[torch.Tensor] = []
@@ -105,6 +112,8 @@ class Loss(torch.autograd.Function):
             grad_weight = torch.zeros_like(grad_weight)
         if bug == "no_bias_gradient" and bias is not None:
             grad_bias = torch.zeros_like(grad_bias)
+        if bug == "ignored_batch" and n and not counts.any():
+            grad_weight = torch.full_like(grad_weight, torch.nan)  # memory that nothing wrote
         if bug == "overwrites_weight":
             weight.data.copy_(grad_weight)
         if bug == "main_grad" and weight.grad is not None:
@@ -115,6 +124,24 @@ class Loss(torch.autograd.Function):
             grad_input = torch.zeros_like(grad_input)
         ctx.grads = [grad_input, grad_weight] + ([grad_bias] if bias is not None else [])
         return None, grad_input, grad_weight, grad_bias, None, None
+
+
+class NotDetached(torch.autograd.Function):
+    """The mean. Forward makes the gradients in the caller's graph, not in a graph of its own."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, target, ignore_index):
+        tensors = (input, weight, bias)
+        with torch.enable_grad():
+            value = F.cross_entropy(F.linear(*tensors), target, ignore_index=ignore_index)
+            needed = [t for t in tensors if t is not None and t.requires_grad]
+            grads = iter(torch.autograd.grad(value, needed, retain_graph=True) if needed else ())
+        ctx.save_for_backward(*(next(grads) if need else None for need in ctx.needs_input_grad))
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return tuple(None if grad is None else grad * upstream for grad in ctx.saved_tensors)
 
 
 def linear_cross_entropy(bug):
@@ -142,10 +169,15 @@ def linear_cross_entropy(bug):
         y = target.masked_fill(~counts, 0)
         losses = Loss.apply(bug, input, linear_weight, linear_bias, y, counts)
         losses = losses.masked_fill(~counts, 0)
+        if bug == "unused_weight" and n and not counts.any():
+            losses = 0 * input.sum(1)
         if reduction == "none":
             value = losses
         elif reduction == "sum":
             value = losses.sum()
+        elif bug == "not_detached":
+            tensors = (input, linear_weight, linear_bias)
+            value = NotDetached.apply(*tensors, target, ignore_index)
         elif bug == "mean_of_means":
             means = [
                 a.sum() / b.sum() for a, b in zip(losses.split(2), counts.split(2), strict=True)

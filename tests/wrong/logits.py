@@ -1,7 +1,7 @@
 """A correct loss of logits with a switch for each bug.
 
 ``BUGS`` gives for each bug the property of ``tests.gate`` that must reject it, and a description.
-A bug that shipped in a library has its issue number. ``cross_entropy(bug)`` makes a loss with it.
+Above a bug that shipped in a library is its report. ``cross_entropy(bug)`` makes a loss with it.
 """
 
 import functools
@@ -12,14 +12,19 @@ from impls.shared.reduction import result_dtype
 
 BUGS = {
     "zeros": ("options", "the gradient is zero"),
-    "first_upstream": ("upstream", "all rows take the first upstream element (Liger 968)"),
+    # https://github.com/linkedin/Liger-Kernel/issues/968
+    "first_upstream": ("upstream", "all rows take the first upstream element"),
     "upstream_is_one": ("upstream", "backward takes the upstream gradient for 1"),
-    "first_ignored": ("ignored", "no gradients if the first token is ignored (Liger 678)"),
-    "vocab_256": ("sizes", "classes beyond the last multiple of 256 are dropped (verl 2899)"),
+    # https://github.com/linkedin/Liger-Kernel/issues/678
+    "first_ignored": ("ignored", "no gradients if the first token is ignored"),
+    # https://github.com/verl-project/verl/issues/2899
+    "vocab_256": ("sizes", "classes beyond the last multiple of 256 are dropped"),
     "vocab_65536": ("sizes", "classes from 65536 on are dropped"),
     "int16_targets": ("sizes", "targets are kept in 16 bits"),
-    "overwrites_in_forward": ("arguments_untouched", "the input becomes its gradient (Liger 272)"),
-    "overwrites_in_backward": ("arguments_untouched", "backward reuses the input (Liger 343)"),
+    # https://github.com/linkedin/Liger-Kernel/issues/272
+    "overwrites_in_forward": ("arguments_untouched", "the input becomes its gradient"),
+    # https://github.com/linkedin/Liger-Kernel/issues/343
+    "overwrites_in_backward": ("arguments_untouched", "backward reuses the input"),
     "no_maximum": ("extreme_logits", "no maximum is subtracted before exp"),
     "maximum_of_all": ("extreme_logits", "all rows share a maximum"),
     "lse_in_one": ("precise_lse", "maximum and log of the sum share a rounded number"),
@@ -113,13 +118,9 @@ class Rows(torch.autograd.Function):
         if everywhere is not None:
             losses = losses - (log_p * everywhere).sum(1)
             total = w + everywhere.sum()
-        p = log_p.exp()
-        if bug in ("vocab_256", "vocab_65536"):
-            p = p * (exp != 0)
+        p = log_p.exp() * (exp != 0)
         if bug == "last_row" and n > 4:
-            losses = losses.clone()
             losses[n // 4 * 4 :] = 0
-            p = p.clone()
             p[n // 4 * 4 :] = 0
         ctx.bug, ctx.smoothing = bug, everywhere is not None
         ctx.save_for_backward(input, p, y, w, total, everywhere, counts)
@@ -207,9 +208,7 @@ def cross_entropy(bug):
         if bug == "broadcasts" and 0 < len(target) < n:
             target = target[torch.arange(n) % len(target)]
         if target.shape != (n,) or target.dtype != torch.int64:
-            raise ValueError(
-                f"target is {target.dtype} {tuple(target.shape)}, but must be torch.int64 ({n},)"
-            )
+            raise ValueError(f"target is {target.dtype} {tuple(target.shape)}, not int64 ({n},)")
         if weight is not None and (weight.shape != (v,) or weight.dtype != input.dtype):
             raise ValueError(f"weight is {weight.dtype} ({len(weight)},), not {input.dtype} ({v},)")
         if bug == "empty_raises" and n == 0:

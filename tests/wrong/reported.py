@@ -1,4 +1,4 @@
-"""Bugs that users reported in 2025 and 2026, each a few lines around PyTorch's own loss of logits.
+"""Bugs around PyTorch's own loss of logits, a few lines each. Users reported most, 2023 to 2026.
 
 ``BUGS`` is as in ``logits``. ``cross_entropy(bug)`` makes a loss with it.
 """
@@ -7,22 +7,42 @@ import torch
 import torch.nn.functional as F
 
 from impls.loss import check_call
+from impls.shared.compile import is_fake
 from impls.shared.reduction import check_range, first_order
 
 BUGS = {
     "nan_chunk": ("ignored_runs", "a chunk of 64 ignored rows is nan: its mean divides by 0"),
     "ignored_times_0": ("ignored_not_finite", "ignored losses are multiplied by 0, so nan stays"),
     "rows_share_nan": ("rows_apart", "one row of nan makes the losses of all rows nan"),
-    "half_softmax": ("confident", "backward keeps p in bfloat16 (Liger 1329, 1419)"),
-    "half_if_gradient": (
-        "value_alone",
-        "the value is rounded only if a gradient is wanted (Liger 1372, 1430)",
-    ),
+    # https://github.com/linkedin/Liger-Kernel/pull/1329
+    # https://github.com/linkedin/Liger-Kernel/issues/1419
+    "half_softmax": ("confident", "backward keeps p in bfloat16"),
+    # https://github.com/linkedin/Liger-Kernel/issues/1372
+    # https://github.com/linkedin/Liger-Kernel/issues/1430
+    "half_if_gradient": ("value_alone", "the value is rounded only if a gradient is wanted"),
     "upstream_contiguous": ("strides", "the strides of the upstream gradient are not read"),
     "scaled_once": ("backward_twice", "a second backward returns the gradient of the first"),
     "second_raises": ("backward_twice", "a second backward raises an error about a view"),
+    # https://github.com/huggingface/transformers/issues/24725
+    "micro_batch_mean": ("micro_batches", "the sum is divided by the tokens of its micro-batch"),
+    "vmap_of_all": ("func_transforms", "under vmap the sum is over all batches"),
+    "fake_shape": ("fake_tensors", "the operator's register_fake gives a column"),
+    "real_value": ("fake_tensors", "for a fake tensor the value is a real tensor"),
     "needs_graph": ("inference_mode", "forward makes a graph, and raises under inference_mode"),
 }
+
+
+UNKNOWN = torch.zeros((), requires_grad=True)
+
+
+@torch.library.custom_op("wrong_losses::copy", mutates_args=())
+def copy(losses: torch.Tensor) -> torch.Tensor:
+    return losses.clone()
+
+
+@copy.register_fake
+def _(losses):
+    return losses.new_empty(len(losses), 1)
 
 
 class Scaled(torch.autograd.Function):
@@ -33,7 +53,7 @@ class Scaled(torch.autograd.Function):
         ctx.bug, ctx.half = bug, input.dtype
         ctx.save_for_backward(grad)
         ctx.scaled = None
-        return losses.clone()
+        return copy(losses) if bug == "fake_shape" else losses.clone()
 
     @staticmethod
     @first_order
@@ -48,6 +68,26 @@ class Scaled(torch.autograd.Function):
         if ctx.scaled is None or ctx.bug != "scaled_once":
             ctx.scaled = (grad * upstream[:, None]).to(ctx.half)
         return None, ctx.scaled.clone(), None, None
+
+
+class Total(torch.autograd.Function):
+    """The sum of the losses (N,). The rule for vmap sums over the batches too."""
+
+    @staticmethod
+    def forward(losses):
+        return losses.sum()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.n = len(inputs[0])
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return upstream.expand(ctx.n)
+
+    @staticmethod
+    def vmap(info, in_dims, losses):
+        return losses.sum(), None
 
 
 def rows(bug, input, target, weight, ignore_index, smoothing):
@@ -72,6 +112,11 @@ def cross_entropy(bug):
     def loss(
         input, target, weight=None, *, ignore_index=-100, reduction="mean", label_smoothing=0.0
     ):
+        if bug == "real_value" and is_fake(input):
+            return UNKNOWN
+        if bug == "vmap_of_all":
+            counted = (target != ignore_index).sum()
+            return Total.apply(F.cross_entropy(input, target, reduction="none")) / counted
         check_call(input, target, weight, reduction, label_smoothing)
         check_range(target, input.shape[1], ignore_index)
         losses = rows(bug, input, target, weight, ignore_index, label_smoothing)
@@ -85,7 +130,7 @@ def cross_entropy(bug):
             losses = losses + 0 * input.sum()
         value = losses
         if reduction == "sum":
-            value = losses.sum()
+            value = losses.sum() / (counted.sum().clamp(min=1) if bug == "micro_batch_mean" else 1)
         if reduction == "mean":
             w = counted if weight is None else weight[target * counted] * counted
             value = losses.sum() / w.sum()

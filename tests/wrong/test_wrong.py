@@ -34,6 +34,7 @@ RAISES = {
     "local_norm": "the value differs between the ranks",
     "ranks_differ": "the value differs between the ranks",
     "no_rows_raise": "",
+    "unused_weight": "Expected to have finished reduction",
     "overwrites_slice": "linear_weight is overwritten on rank",
 }
 MAKE = {

@@ -114,6 +114,13 @@ def test_torch_subclasses_FakeTensorMode_makes_tensors_without_elements() -> Non
     assert not is_fake(torch.empty(1))
 
 
+def test_torch_functorch_config_refuses_the_address_of_a_fake_tensor() -> None:
+    with torch_compat.strict_fake_mode():
+        tensor = torch.empty(2, 3)
+        with pytest.raises(RuntimeError, match="data pointer"):
+            tensor.data_ptr()
+
+
 @pytest.mark.parametrize("ask", [torch.Tensor.item, torch.Tensor.nonzero])
 def test_torch_subclasses_errors_are_raised_where_the_data_decide(ask) -> None:
     with torch_compat.FakeTensorMode(), pytest.raises(torch_compat.DATA_DEPENDENT_ERRORS):

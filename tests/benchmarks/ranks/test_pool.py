@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import impls
-from benchmarks.measure import memory
+from benchmarks.measure import memory, torch_compat
 from benchmarks.ranks.pool import RankFailed, Ranks
 from benchmarks.ranks.worker import Rank
 from tests.gate.case import Case
@@ -114,3 +114,11 @@ def uneven(rank: Rank, k: int) -> None:
 def test_dtensor_refuses_slices_that_a_dtensor_cannot_have(ranks: Ranks) -> None:
     with pytest.raises(ValueError, match=r"in the slices of torch.chunk.* got \[3, 4\]"):
         ranks.run(2, uneven)
+
+
+def test_fake_tensors_are_refused_before_a_process_starts() -> None:
+    with Ranks(2) as ranks, torch_compat.FakeTensorMode():
+        loss = ranks.loss("sharded.eager", 2)
+        with pytest.raises(ValueError, match="without elements"):
+            loss.fn(torch.empty(5, 7), torch.empty(11, 7), torch.zeros(5, dtype=torch.int64))
+        assert not ranks.processes
