@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # for `asv run`, which builds a wheel of each.
 bench: .venv/ready
 	git diff --quiet HEAD -- impls || { echo "impls/ differs from HEAD: commit it, or measure it with 'python -m benchmarks'"; exit 1; }
-	asv machine --yes
+	asv machine --yes > /dev/null
 	# asv's 2: a benchmark failed, as one of a loss that is wrong here does. The others have times.
 	stderr=$$(mktemp); tail -f $$stderr >&2 & trap "kill $$!; rm $$stderr" EXIT; \
 	$(PINNED) BENCHMARK_STDERR=$$stderr asv run --python=same --record-samples \

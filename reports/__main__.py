@@ -12,7 +12,7 @@ import pandas as pd
 from reports.analysis import calibration, verdicts
 from reports.analysis.change_points import largest_first
 from reports.analysis.pick import PLANNED, NoPick, pick
-from reports.analysis.selection import measured_here, newest
+from reports.analysis.selection import measured_here, newest, of_last_commit
 from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT, in_order
 from reports.by_commit import listing
 from reports.commands import answer
@@ -50,7 +50,9 @@ def write_page(argv: list[str]) -> int:
         help="(default: %(default)s)",
     )
     parser.add_argument(
-        "--all", action="store_true", help="print the tables of all machines, not of this one alone"
+        "--all",
+        action="store_true",
+        help="print the tables of all machines and of all commits",
     )
     arguments = parser.parse_args(argv)
     rows, notes = read_all(parser, arguments.paths)
@@ -73,12 +75,14 @@ def write_page(argv: list[str]) -> int:
     html = page.render(rows, notes, edge_cases, pairs)
     (out / "index.html").write_text(html, encoding="utf-8")
     (out / "picture.svg").write_text(page.picture(rows), encoding="utf-8")
-    here = rows[measured_here(rows)]
-    shown = rows if arguments.all else here
+    shown = rows if arguments.all else of_last_commit(rows[measured_here(rows)])
     if not shown.empty:
         tables.show(newest(shown))
     if len(shown) < len(rows):
-        print("the results of other machines are in summary.md, and --all shows them here")
+        print(
+            "the results of other machines and of older commits are in summary.md, and --all shows "
+            "them here"
+        )
     print(f"\nindex.html, picture.svg, tidy.csv, wide.csv and summary.md are in {out}")
     return 0
 

@@ -89,6 +89,12 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[last.groupby(run, dropna=False).transform("any")]
 
 
+def of_last_commit(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the most recent commit, and the rows whose commit has no known date."""
+    date = commit_dates(rows)
+    return rows[(date == date.max()) | date.isna()]
+
+
 def cells(rows: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each level, workload, dtype and run. A table compares the rows of a cell."""
     keys = ["level", "workload", "text", "dtype", *RUN]

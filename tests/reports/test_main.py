@@ -21,7 +21,8 @@ def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
         tidy(metric="peak_memory", unit="bytes", value=2**21),
     )
     assert main([str(file), "--out", str(tmp_path / "out")]) == 0
-    assert "the results of other machines are in summary.md" in capsys.readouterr().out
+    said = "the results of other machines and of older commits are in summary.md"
+    assert said in capsys.readouterr().out
     assert main([str(file), "--all", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"eager +12.50 +0.50 +2.50 +2.00", printed)
@@ -43,6 +44,18 @@ def test_a_host_of_the_same_name_with_other_hardware_is_another_machine(tmp_path
     printed = capsys.readouterr().out
     assert "here  " in printed
     assert "z80" not in printed
+
+
+def test_the_terminal_shows_the_last_commit_and_the_summary_each(tmp_path, capsys) -> None:
+    here = {"machine": platform.node(), "hardware": get_cpu_info()}
+    older = {"commit": "b" * 40, "commit_date": "2025-01-01T00:00:00+00:00"}
+    rows = [tidy(**here, impl="logits.new"), tidy(**here, **older, impl="logits.old")]
+    out = tmp_path / "out"
+    assert main([str(write_csv(tmp_path, *rows)), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "new  " in printed
+    assert "old  " not in printed
+    assert "logits.old" in (out / "summary.md").read_text()
 
 
 def test_help_names_each_command_and_the_help_of_each_has_examples(capsys) -> None:
