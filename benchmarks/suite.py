@@ -86,7 +86,7 @@ def packages(file: Path) -> set[str]:
 
 # The workloads and dtypes that asv measures. BENCHMARK_PROFILE in the environment names a profile.
 PROFILES = {
-    "quick": (["gpt2_text@256"], ["float32"]),
+    "quick": (["gpt2_text@128"], ["float32"]),
     "regular": (["gpt2_text@256", "gpt2_text"], ["float32", "bfloat16"]),
     "large": (["gpt2_text", "llama3_8b", "gemma2_2b", "qwen2_5_7b"], ["float32", "bfloat16"]),
     "history": (["gpt2_text@256"], ["float32", "bfloat16"]),

@@ -14,6 +14,7 @@ from scipy import stats
 from reports.analysis.series import SERIES_ENVIRONMENT, groups, series
 from reports.analysis.steps import (
     MEMORY_UNITS,
+    NOISE,
     Span,
     cut,
     drift_of,
@@ -24,7 +25,6 @@ from reports.analysis.steps import (
 )
 
 SMALL = 2**20  # a change of fewer bytes is shown after all others
-NOISE = 3.0  # times the noise floor that a step must rise
 # What the code under test does not change. Where it moves, the environment or the script moved.
 CONTROLS = (".builtin", ".reference")
 OTHERS_CONTROLS = ("torch", "huggingface")  # in Liger-Kernel's history

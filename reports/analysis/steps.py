@@ -1,8 +1,8 @@
 """Where a series steps or drifts, and by how much.
 
-Times are cut as asv's ``step_detect`` cuts them, but for one difference: see ``segments``. Bytes
-and counts have no noise: each new value is a step. Small steps in the same direction that follow
-each other add up. A straight line that explains the numbers better than steps is a drift.
+Times are cut by the method of asv's ``step_detect``, with three differences (see ``segments``).
+Bytes and counts have no noise: each new value is a step. Small steps in the same direction that
+follow each other add up. A straight line that explains the numbers better than steps is a drift.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,8 @@ from asv.step_detect import get_mu_dist, solve_potts_approx
 from scipy import stats
 
 SEGMENT = 2  # commits at least on either side of a step in time: one alone proves nothing
+NOISE = 3.0  # times the scatter that a step must rise
+PENALTY = 2.5  # times ln(n)/n, for each part of a series of n times
 DRIFT = 10  # commits at least of a drift
 SURE = 1e-3  # the p-value below which a drift is no chance
 MEMORY_UNITS = ("bytes", "MB")
@@ -64,10 +66,11 @@ def cut(values: pd.Series, margin: float, mode: str) -> list[pd.Series]:
 def segments(values: list[float]) -> list[int]:
     """The ends of the parts of a series: a constant in each part, as few parts as explain it.
 
-    They minimise log(Σ|value − constant|) + 4 ln(n)/n · parts, as asv's ``detect_steps`` does. But
-    ``detect_steps`` first takes the correlation of successive values out, and a series that is
-    higher for some commits and then back looks like such a correlation. It finds no step in 17
-    commits of which six are 30 % higher, at a scatter of 3 %.
+    They minimise log(Σ|value − constant|) + PENALTY ln(n)/n · parts. asv's ``detect_steps``
+    differs in three ways. Its penalty is 4: it finds no step in 25 commits of which five are 40 %
+    higher, at a scatter of 7 %. It allows parts of one commit. And it first takes the correlation
+    of successive values out, but a series that is higher for some commits and then back looks like
+    such a correlation. The rates are in docs/experiments/0032-steps-in-a-short-history.md.
     """
     count = len(values)
     weights = [1.0] * count
@@ -75,17 +78,26 @@ def segments(values: list[float]) -> list[int]:
     whole = parts.dist(0, count - 1)
     best, found = np.inf, [count]
     for share in np.geomspace(1e-3, 2, 30):  # of the whole's distance, that a part must save
-        ends, _, distances = solve_potts_approx(values, weights, share * whole, mu_dist=parts)
-        cost = np.log(sum(distances) + 1e-3 * whole) + 4 * np.log(count) / count * len(ends)
+        ends, _, distances = solve_potts_approx(
+            values, weights, share * whole, min_size=SEGMENT, mu_dist=parts
+        )
+        cost = np.log(sum(distances) + 1e-3 * whole) + PENALTY * np.log(count) / count * len(ends)
         if cost < best:
             best, found = cost, ends
     return found
 
 
 def noise_of(values: pd.Series, parts: list[pd.Series]) -> float:
-    """The scatter of a series about its steps or about a line: the smaller."""
-    around = [np.concatenate([part - part.median() for part in parts])]
-    if len(values) >= DRIFT:
+    """The scatter of a series about its steps or about a line: the smaller.
+
+    Each part costs two degrees of freedom, its place and its size. With few left the scatter is
+    larger, so that ``NOISE`` times it is as rare as for Student's distribution.
+    """
+    count = len(values)
+    freedom = max(count - 2 * len(parts), 1)
+    rare = stats.t.isf(stats.norm.sf(NOISE), freedom) / NOISE
+    around = [rare * np.concatenate([part - part.median() for part in parts])]
+    if count >= DRIFT:
         around.append(off_the_line(values)[1])
     return float(min(stats.median_abs_deviation(one, scale="normal") for one in around))
 

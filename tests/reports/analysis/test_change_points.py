@@ -82,12 +82,22 @@ def test_some_commits_that_are_slower_and_then_fixed_are_found_in_a_short_histor
         assert (one.commit, one.fixed) == ("c4", "c10")
 
 
-def test_noise_in_a_short_history_is_a_regression_in_less_than_two_of_a_hundred() -> None:
+def test_a_short_slowdown_is_found_in_a_loud_history() -> None:
+    """In half of the histories: the commits' own scatter is a fifth of what the loss lost."""
+    found = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        values = np.repeat([3.2, 4.6, 3.2], [4, 6, 15]) * np.exp(rng.normal(0, 0.07, 25))
+        found += "c4" in [one.commit for one in regressions(series("mine", list(values)), 0.05)]
+    assert found >= 10
+
+
+def test_noise_in_a_short_history_is_a_regression_in_less_than_three_of_a_hundred() -> None:
     found = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
         found += bool(regressions(series("mine", list(np.exp(rng.normal(0, 0.04, 8)))), 0.05))
-    assert found < 4
+    assert found < 6
 
 
 def test_noise_and_drops_are_no_regressions() -> None:
