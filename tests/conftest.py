@@ -20,6 +20,7 @@ from benchmarks.ranks.pool import UNEVEN, Ranks
 from impls.loss import INTERPRETED, LEVELS_OF_ONE_PROCESS
 from tests.gate.case import Case
 from tests.gate.runner import GROUPS, Outcome, is_of_logprobs, is_stranger, report
+from tests.workers import pytest_xdist_make_scheduler  # noqa: F401  a hook
 
 # The losses that compile: a graph takes 2 to 3 s. `make test` gates two of them, and leaves out the
 # properties for which they compile the most graphs. It tests none of the others: the first three
@@ -164,30 +165,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             about = [item for item in about if tested(item).partition(".")[0] in names]
         config.hook.pytest_deselected(items=[item for item in items if item not in about])
         items[:] = about
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """With ``--dist loadgroup`` a worker runs all tests of a file, in the gate all tests of a loss.
-
-    So no two workers compile a loss, or measure what the tests of a file share. pytest-xdist's own
-    groups have no effect with pytest 9.2 (https://github.com/pytest-dev/pytest-xdist/issues/1386).
-    """
-    if config.getoption("dist") != "loadgroup":
-        return None
-    from xdist.scheduler import LoadScopeScheduling
-
-    class OfFilesAndLosses(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return group(nodeid)
-
-    return OfFilesAndLosses(config, log)
-
-
-def group(nodeid: str) -> str:
-    """The name of the tests that one worker runs: of a loss in the gate, of a file elsewhere."""
-    file, _, test = nodeid.partition("::")
-    return test.partition("-")[0] if file.endswith("gate/test_gate.py") else file
 
 
 def tested(item: pytest.Item) -> str:
