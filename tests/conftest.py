@@ -30,6 +30,7 @@ COMPILED_ALIKE = {"logits.compiled", "linear.compiled", "logits.fused_in_place",
 MANY_GRAPHS = {
     *("random", "softcap_and_z_loss", "strides", "dtypes.float64", "dtypes.float16"),
     *("rows_apart", "in_a_model", "many_chunks", "value_alone"),
+    *("sizes", "extreme_logits", "micro_batches"),
     *("results", "never_positive", "entropy"),  # in each dtype
 }
 SLOW_RANKS = {2, 4}  # `make test` gates the sharded losses across 1 rank and across 3
