@@ -161,7 +161,9 @@ def measured(cell: pd.DataFrame) -> pd.DataFrame:
 
 
 def multiples(cell: pd.DataFrame, values: pd.DataFrame, base: str) -> pd.DataFrame:
-    """Each number of a cell divided by that of the implementation ``base``; nan without it.
+    """Each number of a cell, divided by the same number of the implementation ``base``.
+
+    All are nan if ``base`` was not measured.
 
     ``values`` is the result of ``measured``. A time is divided by the time of ``base`` in the same
     round, and the multiple is the median of these ratios. Where samples were not kept, or some were

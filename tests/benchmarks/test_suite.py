@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 from asv_runner.benchmarks.mark import SkipNotImplemented
 
-from benchmarks import ROOT, logits
+from benchmarks import ROOT, linear, logits
 from benchmarks.environment import progress
 from benchmarks.side_by_side import rounds
 from benchmarks.suite import PROFILES, is_importable, packages
@@ -57,6 +57,17 @@ def test_progress_and_what_is_skipped_are_seen_while_asv_waits(
     assert re.search(r"^rounds: 8 of 9 done, \d+ s left$", shown, re.MULTILINE)
     assert re.search(r"^skipped: .*logits.of_tomorrow", shown, re.MULTILINE)
     assert capsys.readouterr().err == ""
+
+
+def test_the_quick_profile_leaves_out_what_takes_longer_than_all_others(
+    monkeypatch, capsys
+) -> None:
+    monkeypatch.delenv("BENCHMARK_STDERR", raising=False)
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
+    names = ["linear.builtin", "linear.torch_chunked"]
+    found = linear.CPU().measure([names, ["tinystories_1m@8"], ["float32"]])
+    assert {impl for impl, *_ in found} == {"linear.builtin", "linear.reference"}
+    assert "skipped: linear.torch_chunked takes too long for quick\n" in capsys.readouterr().err
 
 
 def cell(impl: str) -> tuple[str, str, str]:
