@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.compare.packages import key
+from benchmarks.compare.sources import SUFFIXES
 from impls.loss import INTERPRETED
 
 DECIDES = (0, 1, 3)  # the exit codes with which ``compare`` has measured
-SOURCES = (".py", ".cpp")
 
 
 def digest(*arguments: str) -> str:
@@ -24,7 +24,7 @@ def digest(*arguments: str) -> str:
     It changes with the arguments, the installed packages, the code of ``impls`` and of a file among
     the arguments, and with Triton's interpreter.
     """
-    files = sorted(file for file in (ROOT / "impls").rglob("*.*") if file.suffix in SOURCES)
+    files = sorted(file for file in (ROOT / "impls").rglob("*.*") if file.suffix in SUFFIXES)
     files += [Path(one) for one in arguments if one.endswith(".py") and Path(one).is_file()]
     code = [file.read_text(encoding="utf-8") for file in files]
     return key(["\0".join([*arguments, str(INTERPRETED), *code])])

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
+SUFFIXES = (".py", ".cpp", ".cu")  # of a module, and of a kernel that the module compiles
 HAVE_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 LOSS = re.compile(r"(?!_).*(cross_entropy|loss|(^|_)ce(_|$))")
 ARGUMENTS = {"input", "target"}
@@ -65,7 +66,7 @@ def _files(module: str, roots: Sequence[Path]) -> list[tuple[Path, Path]]:
     """The files of a module in the first of the ``roots`` that has it, each with its root."""
     for root in roots:
         path = root / module.replace(".", "/")
-        files = [path.with_suffix(".py"), path.with_suffix(".cpp"), path / "__init__.py"]
+        files = [path.with_suffix(suffix) for suffix in SUFFIXES] + [path / "__init__.py"]
         if there := [(file, root) for file in files if file.is_file()]:
             return there
     return []

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from impls import Unavailable
+from impls.kernels.operators import register
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 VECTOR_FLAGS = {
@@ -107,72 +108,12 @@ def library() -> Any:
     return torch.ops.cross_entropy_bench_cpp
 
 
-@torch.library.custom_op(
-    "cross_entropy_bench::losses_and_gradient_cpp", mutates_args=(), device_types="cpu"
-)
-def losses_and_gradient(
-    logits: Tensor,
-    y: Tensor,
-    target_weight: Tensor,
-    smoothing: Tensor | None,
-    upstream: Tensor | None,
-    softcap: float | None,
-    z_loss: float,
-) -> tuple[Tensor, Tensor]:
-    """The losses (n,) of logits (n, vocab) and, given ``upstream`` (n,), the logits' gradient.
-
-    y (n,), ``target_weight`` (n,) and ``smoothing`` (vocab,) are the distribution q, as in
-    ``impls.shared.reduction``. Each row of the logits must be contiguous. Without ``upstream`` the
-    gradient is empty.
-
-    A row whose upstream gradient is 0 is not read: its loss and gradient are 0. A target out of
-    range raises ``IndexError``.
-    """
-    grad = logits.new_empty(logits.shape if upstream is not None else 0)
-    into = grad if upstream is not None else None
-    losses = library().rows_(logits, y, target_weight, smoothing, upstream, into, softcap, z_loss)
-    return losses, grad
+def rows(logits: Tensor, *arguments: Any) -> Tensor:
+    return library().rows_(logits, *arguments)
 
 
-@losses_and_gradient.register_fake
-def _(logits, y, target_weight, smoothing, upstream, softcap, z_loss):
-    shape = logits.shape if upstream is not None else (0,)
-    return target_weight.new_empty(len(logits)), logits.new_empty(shape)
-
-
-@torch.library.custom_op(
-    "cross_entropy_bench::losses_and_gradient_cpp_", mutates_args=("logits",), device_types="cpu"
-)
-def losses_and_gradient_(
-    logits: Tensor,
-    y: Tensor,
-    target_weight: Tensor,
-    smoothing: Tensor | None,
-    upstream: Tensor,
-    softcap: float | None,
-    z_loss: float,
-) -> Tensor:
-    """The losses (n,), as from ``losses_and_gradient``; the gradient overwrites the logits."""
-    q = y, target_weight, smoothing
-    return library().rows_(logits, *q, upstream, logits, softcap, z_loss)
-
-
-@losses_and_gradient_.register_fake
-def _(logits, y, target_weight, smoothing, upstream, softcap, z_loss):
-    return target_weight.new_empty(len(logits))
-
-
-@torch.library.custom_op(
-    "cross_entropy_bench::scale_cpp_", mutates_args=("grad",), device_types="cpu"
-)
-def scale_(grad: Tensor, factor: Tensor) -> None:
-    """Multiply ``grad`` by the number ``factor``. A factor of 1 reads and writes nothing.
-
-    The memory of ``grad`` must have no gaps.
-    """
+def scale(grad: Tensor, factor: Tensor) -> None:
     library().scale_(grad, factor)
 
 
-@scale_.register_fake
-def _(grad, factor):
-    return None
+losses_and_gradient, losses_and_gradient_, scale_ = register("_cpp", rows, scale, "cpu")

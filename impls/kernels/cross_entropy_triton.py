@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from impls.kernels.operators import register
 from impls.loss import INTERPRETED
 
 LOGITS_PER_THREAD = 32  # at once
@@ -233,61 +234,7 @@ def launch(
     return losses
 
 
-@torch.library.custom_op("cross_entropy_bench::losses_and_gradient", mutates_args=())
-def losses_and_gradient(
-    logits: Tensor,
-    y: Tensor,
-    target_weight: Tensor,
-    smoothing: Tensor | None,
-    upstream: Tensor | None,
-    softcap: float | None,
-    z_loss: float,
-) -> tuple[Tensor, Tensor]:
-    """The losses (n,) of logits (n, vocab) and, given ``upstream`` (n,), the logits' gradient.
-
-    y (n,), ``target_weight`` (n,) and ``smoothing`` (vocab,) are the distribution q, as in
-    ``impls.shared.reduction``. Each row of the logits must be contiguous. Without ``upstream`` the
-    gradient is empty.
-
-    A row whose upstream gradient is 0 is not read: its loss and gradient are 0. A row whose target
-    is out of range has the loss nan and a gradient of nan.
-    """
-    grad = logits.new_empty(logits.shape if upstream is not None else 0)
-    losses = launch(logits, y, target_weight, smoothing, upstream, grad, softcap, z_loss)
-    return losses, grad
-
-
-@losses_and_gradient.register_fake
-def _(logits, y, target_weight, smoothing, upstream, softcap, z_loss):
-    shape = logits.shape if upstream is not None else (0,)
-    return target_weight.new_empty(len(logits)), logits.new_empty(shape)
-
-
-@torch.library.custom_op("cross_entropy_bench::losses_and_gradient_", mutates_args=("logits",))
-def losses_and_gradient_(
-    logits: Tensor,
-    y: Tensor,
-    target_weight: Tensor,
-    smoothing: Tensor | None,
-    upstream: Tensor,
-    softcap: float | None,
-    z_loss: float,
-) -> Tensor:
-    """The losses (n,), as from ``losses_and_gradient``; the gradient overwrites the logits."""
-    return launch(logits, y, target_weight, smoothing, upstream, logits, softcap, z_loss)
-
-
-@losses_and_gradient_.register_fake
-def _(logits, y, target_weight, smoothing, upstream, softcap, z_loss):
-    return target_weight.new_empty(len(logits))
-
-
-@torch.library.custom_op("cross_entropy_bench::scale_", mutates_args=("grad",))
-def scale_(grad: Tensor, factor: Tensor) -> None:
-    """Multiply ``grad`` by the number ``factor``. A factor of 1 reads and writes nothing.
-
-    The memory of ``grad`` must have no gaps. The device reads the factor: the host does not wait.
-    """
+def scale(grad: Tensor, factor: Tensor) -> None:
     if grad.numel() == 0:
         return
     programs = 8 if INTERPRETED else 8 * multiprocessors(grad.device)
@@ -295,6 +242,4 @@ def scale_(grad: Tensor, factor: Tensor) -> None:
         scale_kernel[(programs,)](grad, factor, grad.numel(), size=4096)
 
 
-@scale_.register_fake
-def _(grad, factor):
-    return None
+losses_and_gradient, losses_and_gradient_, scale_ = register("_triton", launch, scale)

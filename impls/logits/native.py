@@ -1,14 +1,19 @@
-"""A C++ kernel: forward makes the gradient in the time of a copy of the logits.
+"""A kernel in C++, or CUDA C++: forward makes the gradient in the time of a copy of the logits.
 
-``impls.shared.gradient_in_forward`` says what forward and backward do.
+``impls.shared.gradient_in_forward`` says what forward and backward do. On a GPU that is no Hopper,
+and for smoothing or a softcap, the kernel is that of ``logits.triton``.
 """
 
-from impls.kernels import cross_entropy as kernel
+import torch
+
+from impls.kernels import cross_entropy as cpp
+from impls.kernels import kernel_for
 from impls.loss import Support
 from impls.shared import gradient_in_forward
 
-kernel.check_available()
-support = Support(devices=("cpu",))
+if not torch.cuda.is_available():  # CUDA needs no C++ compiler
+    cpp.check_available()
+support = Support(cuda_dtypes=("float32", "bfloat16", "float16"))
 
 
 def cross_entropy(
@@ -23,4 +28,5 @@ def cross_entropy(
     z_loss=0.0,
 ):
     options = (ignore_index, reduction, label_smoothing, softcap, z_loss)
+    kernel = kernel_for(input)
     return gradient_in_forward.cross_entropy(kernel, input, target, weight, *options)

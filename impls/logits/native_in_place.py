@@ -6,7 +6,7 @@ them raises. For "none", or if no gradient is wanted, forward leaves the logits 
 
 from dataclasses import replace
 
-from impls.kernels import cross_entropy as kernel
+from impls.kernels import kernel_for
 from impls.logits import native
 from impls.shared import gradient_in_forward
 
@@ -25,4 +25,5 @@ def cross_entropy(
     z_loss=0.0,
 ):
     options = (ignore_index, reduction, label_smoothing, softcap, z_loss)
+    kernel = kernel_for(input)
     return gradient_in_forward.cross_entropy(kernel, input, target, weight, *options, in_place=True)

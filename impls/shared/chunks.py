@@ -8,6 +8,7 @@ logits are x = h Wᵀ + b. With g = dloss/dx (C, V), a chunk adds to the gradien
 
 import torch
 
+from impls.kernels import kernel_for
 from impls.loss import INTERPRETED
 from impls.shared import rows
 from impls.shared.reduction import accumulation_dtype
@@ -63,13 +64,12 @@ def kept_exponentials(x, softcap):
 def losses_and_gradient(x, q, upstream, softcap, z_loss):
     """The losses (C,) of logits x (C, V) and, given ``upstream`` (C,), the gradient, over x.
 
-    Without ``upstream`` the gradient is None. A kernel computes both: on CUDA the Triton kernel,
-    which has no float64, and on the CPU the C++ kernel.
+    Without ``upstream`` the gradient is None. A kernel computes both; on CUDA none has float64.
     """
-    kernel = kernel_for(x)
-    if kernel is not None and upstream is None:
-        return kernel.losses_and_gradient(x, *q, None, softcap, z_loss)[0], None
-    if kernel is not None:
+    if not (x.is_cuda and x.dtype == torch.float64):
+        kernel = kernel_of_chunks(x)
+        if upstream is None:
+            return kernel.losses_and_gradient(x, *q, None, softcap, z_loss)[0], None
         return kernel.losses_and_gradient_(x, *q, upstream, softcap, z_loss), x
     exps = kept_exponentials(x, softcap)
     losses, row = rows.losses(x, q, softcap, z_loss, exps)
@@ -78,17 +78,13 @@ def losses_and_gradient(x, q, upstream, softcap, z_loss):
     return losses, rows.gradient(x, q, row, upstream, softcap, z_loss, exps)
 
 
-def kernel_for(x):
-    """The module of the kernel for logits x; None for float64 on CUDA."""
-    if (x.is_cuda or INTERPRETED) and x.dtype != torch.float64:
+def kernel_of_chunks(x):
+    """The module of the kernel for x. In Triton's interpreter the Triton kernel runs on the CPU."""
+    if INTERPRETED and x.dtype != torch.float64:
         from impls.kernels import cross_entropy_triton
 
         return cross_entropy_triton
-    if x.is_cuda:
-        return None
-    from impls.kernels import cross_entropy
-
-    return cross_entropy
+    return kernel_for(x)
 
 
 def new_gradients(tensors, needed, is_summed=False, accum_dtype=None):
@@ -129,8 +125,4 @@ def scale(grad, factor):
 
     A factor of 1 writes nothing.
     """
-    if grad.is_cuda or INTERPRETED:
-        from impls.kernels import cross_entropy_triton as kernel
-    else:
-        from impls.kernels import cross_entropy as kernel
-    kernel.scale_(grad, factor)
+    kernel_of_chunks(grad).scale_(grad, factor)

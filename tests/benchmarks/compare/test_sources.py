@@ -23,6 +23,7 @@ FILES = {
     "shared/chunks.py": "",
     "kernels/kernel.py": "",
     "kernels/kernel.cpp": "import of no module",
+    "kernels/kernel.cu": "import of no module",
 }
 ALWAYS = {"__init__.py", "loss.py", "logits/__init__.py"}
 ROWS = {"shared/__init__.py", "shared/rows.py", "shared/reduction.py"}
@@ -34,7 +35,7 @@ ROWS = {"shared/__init__.py", "shared/rows.py", "shared/reduction.py"}
         ("plain", set()),
         ("eager", ROWS),
         ("compiled", {"logits/eager.py"} | ROWS),
-        ("lazy", {"kernels/kernel.py", "kernels/kernel.cpp"}),
+        ("lazy", {"kernels/kernel.py", "kernels/kernel.cpp", "kernels/kernel.cu"}),
         ("beside", {"logits/eager.py", "shared/chunks.py"} | ROWS),
         ("broken", set()),
     ],

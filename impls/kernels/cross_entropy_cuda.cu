@@ -1,0 +1,371 @@
+// The losses of rows of logits x on a Hopper GPU, and the logits' gradient. Each logit is read from
+// memory once, and each entry of the gradient is written once.
+//
+// A cluster of CLUSTER blocks, each on a multiprocessor of its own, holds whole rows in its shared
+// memory. Each warp has a strip of each row, and works on it alone: it copies its strips of the next
+// rows to its ring of slots, finds m = max_j x_j and s = Σ_j exp(x_j - m) of its strip, and gives
+// both to all warps of the cluster. Then it works on the next row while the others' numbers arrive,
+// and writes the gradient of its strip of the row before. No warp waits for a barrier of its block.
+//
+// Compiled with DTYPE (0: bfloat16, 1: float16, 2: float32), CLUSTER, WARPS of a block,
+// SLOTS of a warp's ring, AHEAD (rows) and WITH_GRAD.
+
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i64 = long long;
+
+#ifndef EMULATED
+#define DEVICE __device__ __forceinline__
+
+DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+DEVICE u32 rank_in_cluster() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+DEVICE void init_barrier(u32 barrier, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+DEVICE void show_barriers_to_cluster() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+DEVICE void synchronize_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+// Waits until the phase of this parity is over. What was written before it is then visible.
+DEVICE void wait(u32 barrier, u32 parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(barrier), "r"(parity)
+      : "memory");
+}
+// Starts a copy of `bytes` from global memory. The barrier's phase is over when all have arrived.
+DEVICE void start_copy(u32 to, const void* from, u32 bytes, u32 barrier) {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+// Writes two numbers to the shared memory of block `rank`, and arrives at that block's barrier.
+DEVICE void give(u32 to, u32 barrier, u32 rank, float a, float b) {
+  asm volatile(
+      "{\n.reg .b32 there, bar;\n"
+      "mapa.shared::cluster.u32 there, %0, %2;\n"
+      "mapa.shared::cluster.u32 bar, %1, %2;\n"
+      "st.shared::cluster.v2.f32 [there], {%3, %4};\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [bar];\n}" ::"r"(to),
+      "r"(barrier), "r"(rank), "f"(a), "f"(b)
+      : "memory");
+}
+DEVICE float exp2_(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+DEVICE float log2_(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
+DEVICE void store_vector(void* to, uint4 v) {
+  asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+DEVICE float shuffle_xor(float x, int lane) { return __shfl_xor_sync(0xffffffff, x, lane); }
+DEVICE u32 shuffle_xor_bits(u32 x, int lane) { return __shfl_xor_sync(0xffffffff, x, lane); }
+DEVICE void synchronize_warp() { __syncwarp(); }
+
+// Two logits of half precision in a register.
+#if DTYPE == 0
+DEVICE float low(u32 pair) { return as_float(pair << 16); }
+DEVICE float high(u32 pair) { return as_float(pair & 0xffff0000); }
+DEVICE u32 pack(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+DEVICE u32 larger(u32 a, u32 b) {
+  u32 pair;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  return pair;
+}
+#elif DTYPE == 1
+DEVICE float low(u32 pair) {
+  float x;
+  asm("{\n.reg .f16 l, h;\nmov.b32 {l, h}, %1;\ncvt.f32.f16 %0, l;\n}" : "=f"(x) : "r"(pair));
+  return x;
+}
+DEVICE float high(u32 pair) { return low(pair >> 16); }
+DEVICE u32 pack(float low, float high) {
+  u32 pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+DEVICE u32 larger(u32 a, u32 b) {
+  u32 pair;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  return pair;
+}
+#endif
+#define KERNEL                                                                                     \
+  extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(32 * WARPS, 1)
+#define SHARED(type, name) __shared__ type name
+#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
+#define INLINE __attribute__((always_inline))
+#endif
+
+constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
+constexpr float LOWEST = -1e38f;  // in place of -inf: -inf - -inf is nan
+constexpr int SIZE = DTYPE == 2 ? 4 : 2;
+constexpr int LOGITS = 16 / SIZE;  // of a vector, which a thread reads at once
+constexpr int ALL_WARPS = CLUSTER * WARPS;
+// Rows whose maxima and sums are kept. A warp gives those of row k when it is done with row
+// k - AHEAD - 1. So each warp has given those of row k - AHEAD - 1, and was done with row
+// k - 2 AHEAD - 2 by then: its numbers may be overwritten.
+constexpr int KEPT = 2 * AHEAD + 2;
+
+DEVICE float infinity() { return as_float(0x7f800000); }
+DEVICE float not_a_number() { return as_float(0x7fc00000); }
+
+// A logit's bits.
+#if DTYPE == 2
+using T = u32;
+DEVICE float widened(T x) { return as_float(x); }
+DEVICE T narrowed(float x) { return as_bits(x); }
+constexpr T MINUS_INFINITY = 0xff800000;
+#else
+using T = unsigned short;
+DEVICE float widened(T x) { return low(x); }
+DEVICE T narrowed(float x) { return static_cast<T>(pack(x, 0)); }
+constexpr T MINUS_INFINITY = DTYPE == 0 ? 0xff80 : 0xfc00;
+#endif
+
+// The logits of a vector, in float32.
+DEVICE void unpack(uint4 v, float* x) {
+#if DTYPE == 2
+  x[0] = as_float(v.x), x[1] = as_float(v.y), x[2] = as_float(v.z), x[3] = as_float(v.w);
+#else
+  x[0] = low(v.x), x[1] = high(v.x), x[2] = low(v.y), x[3] = high(v.y);
+  x[4] = low(v.z), x[5] = high(v.z), x[6] = low(v.w), x[7] = high(v.w);
+#endif
+}
+
+DEVICE uint4 packed(const float* x) {
+#if DTYPE == 2
+  return {as_bits(x[0]), as_bits(x[1]), as_bits(x[2]), as_bits(x[3])};
+#else
+  return {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])};
+#endif
+}
+
+DEVICE float sum_of_warp(float x) {
+#pragma unroll
+  for (int lane = 16; lane; lane /= 2) x += shuffle_xor(x, lane);
+  return x;
+}
+
+DEVICE float maximum_of_warp(float x) {
+#pragma unroll
+  for (int lane = 16; lane; lane /= 2) x = fmaxf(x, shuffle_xor(x, lane));
+  return x;
+}
+
+// The maximum of `count` vectors, the same in each thread of the warp.
+DEVICE float maximum(const uint4* strip, int count, int lane) {
+#if DTYPE == 2
+  float top = -infinity();
+#pragma unroll 4
+  for (int v = lane; v < count; v += 32) {
+    uint4 x = strip[v];
+    top = fmaxf(top, fmaxf(fmaxf(as_float(x.x), as_float(x.y)), fmaxf(as_float(x.z), as_float(x.w))));
+  }
+  return maximum_of_warp(top);
+#else
+  u32 top = pack(-infinity(), -infinity());
+#pragma unroll 4
+  for (int v = lane; v < count; v += 32) {
+    uint4 x = strip[v];
+    top = larger(top, larger(larger(x.x, x.y), larger(x.z, x.w)));
+  }
+  return maximum_of_warp(fmaxf(low(top), high(top)));
+#endif
+}
+
+struct Shared {
+  u64 landed[WARPS][SLOTS];  // barriers of the slots' copies
+  u64 exchanged[KEPT];            // barriers of the parts
+  float2 parts[KEPT][ALL_WARPS];  // maximum and sum of each strip
+};
+
+struct Strip {  // the part of a row that a warp works on
+  i64 row;
+  int skipped;     // entries of the first vector that come before the row
+  int first, count;  // vectors, counted from the one with the row's first logit
+  int vectors;     // of the row
+};
+
+KERNEL rows_kernel(
+    const char* logits, char* grad, float* losses, const i64* y, const float* target_weight,
+    const float* upstream, int n, int vocab, i64 logits_stride, i64 grad_stride,  // bytes
+    float z_loss, int length) {  // of a strip, in vectors
+  DYNAMIC_SHARED(uint4, ring);
+  SHARED(Shared, shared);
+
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int number = rank_in_cluster() * WARPS + warp;  // of the warp in its cluster
+  const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+  const int rows = (n - cluster + clusters - 1) / clusters;  // of this cluster
+  uint4* own = ring + warp * SLOTS * length;
+  const u32 own_landed = shared_address(shared.landed[warp]);
+
+  if (threadIdx.x == 0) {
+#pragma unroll 1
+    for (auto& landed : shared.landed)
+      for (u64& barrier : landed) init_barrier(shared_address(&barrier), 1);
+    for (u64& barrier : shared.exchanged) init_barrier(shared_address(&barrier), ALL_WARPS);
+    show_barriers_to_cluster();
+  }
+  synchronize_cluster();
+
+  auto strip = [&](int k) {
+    Strip s;
+    s.row = cluster + static_cast<i64>(k) * clusters;
+    s.skipped = (reinterpret_cast<u64>(logits + s.row * logits_stride) & 15) / SIZE;
+    s.vectors = (s.skipped + vocab + LOGITS - 1) / LOGITS;
+    s.first = number * length;
+    s.count = max(0, min(length, s.vectors - s.first));
+    return s;
+  };
+  auto start = [&](int k) {  // the copy of row k's strip; a vector may hold another row's logits
+    Strip s = strip(k);
+    if (lane == 0 && s.count > 0) {
+      const char* row = logits + s.row * logits_stride - s.skipped * SIZE;
+      start_copy(shared_address(own + k % SLOTS * length), row + 16ll * s.first, 16 * s.count,
+                 own_landed + 8 * (k % SLOTS));
+    }
+  };
+
+#pragma unroll 1
+  for (int k = 0; k < min(SLOTS, rows); ++k) start(k);
+
+  i64 targets[AHEAD + 1] = {};
+  float target_weights[AHEAD + 1] = {}, upstreams[AHEAD + 1] = {};
+  for (int k = -AHEAD; k < rows; ++k) {
+    const int next = k + AHEAD;
+    if (next < rows) {  // the maximum and the sum of the next row's strip
+      Strip s = strip(next);
+      targets[AHEAD] = y[s.row], target_weights[AHEAD] = target_weight[s.row];
+      upstreams[AHEAD] = WITH_GRAD ? upstream[s.row] : 1;
+      uint4* x = own + next % SLOTS * length;
+      float m = LOWEST, sum = 0;
+      if (s.count > 0) {
+        wait(own_landed + 8 * (next % SLOTS), next / SLOTS & 1);
+        const int after = s.vectors * LOGITS - s.skipped - vocab;  // entries after the row
+        bool has_first = s.first == 0 && s.skipped, has_last = s.first + s.count == s.vectors && after;
+        if (has_first || has_last) {
+          T* entries = reinterpret_cast<T*>(x);
+          if (has_first && lane < s.skipped) entries[lane] = MINUS_INFINITY;
+          if (has_last && lane < after) entries[s.count * LOGITS - 1 - lane] = MINUS_INFINITY;
+          synchronize_warp();
+        }
+        m = fmaxf(maximum(x, s.count, lane), LOWEST);
+        const float c = m * LOG2E;
+#pragma unroll 4
+        for (int v = lane; v < s.count; v += 32) {
+          float e[LOGITS];
+          unpack(x[v], e);
+#pragma unroll
+          for (int i = 0; i < LOGITS; ++i) e[i] = exp2_(fmaf(e[i], LOG2E, -c));
+#pragma unroll
+          for (int step = 1; step < LOGITS; step *= 2)
+#pragma unroll
+            for (int i = 0; i + step < LOGITS; i += 2 * step) e[i] += e[i + step];
+          sum += e[0];
+        }
+        sum = sum_of_warp(sum);
+      }
+      if (lane < CLUSTER)
+        give(shared_address(&shared.parts[next % KEPT][number]),
+             shared_address(shared.exchanged + next % KEPT), lane, m, sum);
+    }
+    if (k >= 0) {  // the loss and the gradient of this row's strip
+      Strip s = strip(k);
+      const i64 target = targets[0];
+      const float a = target_weights[0], up = upstreams[0];
+      const uint4* x = own + k % SLOTS * length;
+      wait(shared_address(shared.exchanged + k % KEPT), k / KEPT & 1);
+      float m = LOWEST;
+      float2 part[(ALL_WARPS + 31) / 32];
+#pragma unroll
+      for (int i = 0; i < (ALL_WARPS + 31) / 32; ++i) {
+        part[i] = {LOWEST, 0};
+        if (lane + 32 * i < ALL_WARPS) part[i] = shared.parts[k % KEPT][lane + 32 * i];
+        m = fmaxf(m, part[i].x);
+      }
+      m = maximum_of_warp(m);
+      // 2^(x log₂e - c) is exp(x - m) up to a factor near 1, the same for all logits.
+      const float c = m * LOG2E;
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < (ALL_WARPS + 31) / 32; ++i) sum += part[i].y * exp2_(part[i].x * LOG2E - c);
+      sum = sum_of_warp(sum);
+      const float log_s = (log2_(sum) - fmaf(m, LOG2E, -c)) * LN2;  // of Σ_j exp(x_j - m)
+      const float lse = m + log_s;
+      const bool in_range = target >= 0 && target < vocab, is_read = !WITH_GRAD || up != 0;
+      float factor = (a + 2 * z_loss * lse) * up / sum;
+      if (!in_range) factor = not_a_number();
+      const int entry = s.skipped + static_cast<int>(target);  // of the row's vectors
+      const int target_vector = in_range ? entry / LOGITS - s.first : -1;
+      if (!in_range && number == 0 && lane == 0) losses[s.row] = is_read ? not_a_number() : 0;
+      if (WITH_GRAD) {
+        char* to = grad + s.row * grad_stride - s.skipped * SIZE + 16ll * s.first;
+#pragma unroll 4
+        for (int v = lane; v < s.count; v += 32) {
+          float e[LOGITS];
+          unpack(x[v], e);
+#pragma unroll
+          for (int i = 0; i < LOGITS; ++i) e[i] = exp2_(fmaf(e[i], LOG2E, -c)) * factor;
+          uint4 g = is_read ? packed(e) : uint4{0, 0, 0, 0};
+          const int begin = (s.first + v) * LOGITS - s.skipped;  // the column of the first entry
+          if (begin >= 0 && begin + LOGITS <= vocab) {
+            store_vector(to + 16 * v, g);
+          } else {
+#pragma unroll
+            for (int i = 0; i < LOGITS; ++i)
+              if (begin + i >= 0 && begin + i < vocab)
+                reinterpret_cast<T*>(to + 16 * v)[i] = narrowed(is_read ? e[i] : 0);
+          }
+        }
+      }
+      // The target's entry is computed apart: p_y - 1 would be lost in a rounded p_y. The thread that
+      // wrote its vector writes it again.
+      if (target_vector >= 0 && target_vector < s.count && target_vector % 32 == lane) {
+        const int at = entry % LOGITS;
+        const T* logit = reinterpret_cast<const T*>(x + target_vector) + at;
+        const float x_y = widened(*logit);
+        losses[s.row] = is_read ? -a * (x_y - m - log_s) + z_loss * lse * lse : 0;
+        const float g_y = fmaf(exp2_(fmaf(x_y, LOG2E, -c)), factor, -a * up);
+        if (WITH_GRAD)
+          reinterpret_cast<T*>(grad + s.row * grad_stride)[target] = narrowed(is_read ? g_y : 0);
+      }
+      synchronize_warp();
+      if (k + SLOTS < rows) start(k + SLOTS);
+    }
+#pragma unroll
+    for (int i = 0; i < AHEAD; ++i) {
+      targets[i] = targets[i + 1];
+      target_weights[i] = target_weights[i + 1];
+      upstreams[i] = upstreams[i + 1];
+    }
+  }
+  synchronize_cluster();  // no block ends while others write to its shared memory
+}
