@@ -1,7 +1,6 @@
-"""The CUDA C++ kernel of ``cross_entropy_cuda.cu``, for Hopper GPUs, and the Triton kernel for the rest.
+"""The CUDA C++ kernel of ``cross_entropy_cuda.cu`` for Hopper GPUs; Triton for all else.
 
-The kernel has neither smoothing nor softcap, and takes rows that are long enough to be split over a
-cluster. Other calls and other GPUs get the Triton kernel. NVRTC, a part of torch's CUDA build,
+The kernel has neither smoothing nor softcap. Calls with these, and other GPUs, get the Triton kernel. NVRTC, a part of torch's CUDA build,
 compiles the kernel at the first call of a process, in about 0.3 seconds.
 """
 
@@ -23,7 +22,6 @@ HOPPER = (9, 0)
 SHARED_MEMORY = 227 * 1024  # bytes of a block, on Hopper
 WARPS = 16  # of a block
 AHEAD = 1  # rows between the two passes of a warp
-SHORT_ROW = 32 * 2**10  # bytes
 ARGUMENTS = (
     *[ctypes.c_void_p] * 6,
     *(ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_float),
@@ -57,7 +55,7 @@ def shape(vocab: int, itemsize: int) -> Shape | None:
 def fits(logits: Tensor, grad: Tensor | None) -> bool:
     """Whether the CUDA C++ kernel takes these rows: on this GPU, of this length, so aligned."""
     vocab, size = logits.shape[1], logits.itemsize
-    if vocab * size < SHORT_ROW or shape(vocab, size) is None or not is_hopper(logits.device):
+    if shape(vocab, size) is None or not is_hopper(logits.device):
         return False
     if grad is None or grad is logits:
         return logits.stride(0) >= vocab
@@ -172,19 +170,9 @@ def rows(
         arguments = (*pointers, n, vocab, *strides, z_loss, length)
         blocks = cluster * min(n, kernel.clusters)
         stream = torch.cuda.current_stream().cuda_stream
-        launched = (
-            blocks,
-            1,
-            1,
-            32 * WARPS,
-            1,
-            1,
-            kernel.shared,
-            stream,
-            (arguments, ARGUMENTS),
-            0,
-        )
-        check(driver.cuLaunchKernel(kernel.function, *launched))
+        sizes = (blocks, 1, 1, 32 * WARPS, 1, 1, kernel.shared)
+        values = (arguments, ARGUMENTS)
+        check(driver.cuLaunchKernel(kernel.function, *sizes, stream, values, 0))
     return losses
 
 

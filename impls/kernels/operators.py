@@ -1,4 +1,4 @@
-"""A kernel as torch operators, which ``torch.compile`` and ``FakeTensorMode`` need not look into."""
+"""A kernel as torch operators: ``torch.compile`` and ``FakeTensorMode`` do not look into them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -23,7 +23,7 @@ N, V, D = 1000, 5000, 64  # three chunks of tokens, two slices of the vocabulary
 
 LOGITS = [
     *("builtin", "eager", "compiled", "chunked_vocab", "fused", "fused_in_place"),
-    *("triton", "triton_in_place"),
+    *("native", "native_in_place", "triton", "triton_in_place"),
 ]
 LINEAR = ["builtin", "compiled", "chunked_vocab", "fused"]
 LOGPROBS = ["builtin", "eager", "chunked", "fused"]
