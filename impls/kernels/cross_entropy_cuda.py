@@ -1,7 +1,8 @@
 """The CUDA C++ kernel of ``cross_entropy_cuda.cu`` for Hopper GPUs; Triton for all else.
 
-The kernel has neither smoothing nor softcap. Calls with these, and other GPUs, get the Triton kernel. NVRTC, a part of torch's CUDA build,
-compiles the kernel at the first call of a process, in about 0.3 seconds.
+The kernel has neither smoothing nor softcap. Calls with these, and other GPUs, get the Triton
+kernel. NVRTC, a part of torch's CUDA build, compiles the kernel at the first call of a process, in
+about 0.3 seconds.
 """
 
 import ctypes
@@ -43,7 +44,7 @@ def shape(vocab: int, itemsize: int) -> Shape | None:
     # A row that does not begin at a multiple of 16 bytes may need one more vector.
     vectors = (vocab + loaded - 1 + (loaded - 1 if vocab % loaded else 0)) // loaded
     for cluster in (1, 2, 4, 8):
-        length = -(-vectors // (cluster * WARPS))
+        length = max(1, -(-vectors // (cluster * WARPS)))
         most_slots = 8
         tables = 8 * WARPS * most_slots + (2 * AHEAD + 2) * 8 * (cluster * WARPS + 1)
         slots = min(most_slots, (SHARED_MEMORY - tables) // (WARPS * length * 16))
