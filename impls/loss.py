@@ -118,7 +118,8 @@ class Support:
 
     ``deviations`` are the properties of the gate that a rival is known to lack, by name, each with
     what the rival does instead. The gate fails if a declared deviation does not show, so that the
-    declaration is removed. On CUDA, ``cuda_deviations`` are added.
+    declaration is removed. ``cpu_deviations`` and
+    ``cuda_deviations`` are those on such a device alone.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -127,6 +128,7 @@ class Support:
     even_slices: bool = False  # a sharded loss takes only the slices that torch.chunk makes
     deviations: Mapping[str, str] = field(default_factory=dict)
     cuda_dtypes: tuple[str, ...] | None = None  # None: the same as ``dtypes``
+    cpu_deviations: Mapping[str, str] = field(default_factory=dict)
     cuda_deviations: Mapping[str, str] = field(default_factory=dict)
 
     def dtypes_on(self, device: str) -> tuple[str, ...]:
@@ -135,7 +137,8 @@ class Support:
 
     def deviations_on(self, device: str) -> dict[str, str]:
         """The loss's deviations on ``device``, "cpu" or "cuda"."""
-        return {**self.deviations, **(self.cuda_deviations if device == "cuda" else {})}
+        own = self.cuda_deviations if device == "cuda" else self.cpu_deviations
+        return {**self.deviations, **own}
 
 
 # Whether Triton's interpreter runs kernels, on the CPU, one program at a time. Their values are

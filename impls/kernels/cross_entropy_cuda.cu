@@ -8,7 +8,7 @@
 // and writes the gradient of its strip of the row before. No warp waits for a barrier of its block.
 //
 // Compiled with DTYPE (0: bfloat16, 1: float16, 2: float32), CLUSTER, WARPS of a block,
-// SLOTS of a warp's ring, AHEAD (rows) and WITH_GRAD.
+// SLOTS of a warp's ring, AHEAD (rows), BATCH (vectors) and WITH_GRAD.
 
 using u32 = unsigned int;
 using u64 = unsigned long long;
@@ -37,29 +37,34 @@ DEVICE void synchronize_cluster() {
 DEVICE void wait(u32 barrier, u32 parity) {
   asm volatile(
       "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again;\n}" ::"r"(barrier), "r"(parity)
       : "memory");
 }
-// Starts a copy of `bytes` from global memory. The barrier's phase is over when all have arrived.
-DEVICE void start_copy(u32 to, const void* from, u32 bytes, u32 barrier) {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+// Arrives at the barrier, and lets its phase wait for `bytes` more.
+DEVICE void expect(u32 barrier, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
+}
+// Starts a copy from global memory, whose bytes the barrier expects.
+DEVICE void start_copy(u32 to, const void* from, u32 bytes, u32 barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
           to),
       "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
-// Writes two numbers to the shared memory of block `rank`, and arrives at that block's barrier.
+// What this thread has written to shared memory comes before a copy that is started later.
+DEVICE void order_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Writes two numbers to the shared memory of block `rank`, whose barrier expects 8 bytes. An arrival
+// with release semantics would wait for all gradients that this thread has written.
 DEVICE void give(u32 to, u32 barrier, u32 rank, float a, float b) {
   asm volatile(
       "{\n.reg .b32 there, bar;\n"
       "mapa.shared::cluster.u32 there, %0, %2;\n"
       "mapa.shared::cluster.u32 bar, %1, %2;\n"
-      "st.shared::cluster.v2.f32 [there], {%3, %4};\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [bar];\n}" ::"r"(to),
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%3, %4}, [bar];\n}" ::
+          "r"(to),
       "r"(barrier), "r"(rank), "f"(a), "f"(b)
       : "memory");
 }
@@ -179,25 +184,58 @@ DEVICE float maximum_of_warp(float x) {
   return x;
 }
 
+// BATCH vectors of a strip from v on, 32 apart; -inf after the strip's last.
+DEVICE void load(uint4* batch, const uint4* strip, int v, int count) {
+  const u32 pair = DTYPE == 2 ? MINUS_INFINITY : MINUS_INFINITY * 0x10001u;
+#pragma unroll
+  for (int i = 0; i < BATCH; ++i)
+    batch[i] = v + 32 * i < count ? strip[v + 32 * i] : uint4{pair, pair, pair, pair};
+}
+
 // The maximum of `count` vectors, the same in each thread of the warp.
 DEVICE float maximum(const uint4* strip, int count, int lane) {
+  uint4 batch[BATCH];
 #if DTYPE == 2
   float top = -infinity();
-#pragma unroll 4
-  for (int v = lane; v < count; v += 32) {
-    uint4 x = strip[v];
-    top = fmaxf(top, fmaxf(fmaxf(as_float(x.x), as_float(x.y)), fmaxf(as_float(x.z), as_float(x.w))));
+  for (int v = lane; v < count; v += 32 * BATCH) {
+    load(batch, strip, v, count);
+#pragma unroll
+    for (uint4 x : batch)
+      top = fmaxf(
+          top, fmaxf(fmaxf(as_float(x.x), as_float(x.y)), fmaxf(as_float(x.z), as_float(x.w))));
   }
   return maximum_of_warp(top);
 #else
-  u32 top = pack(-infinity(), -infinity());
-#pragma unroll 4
-  for (int v = lane; v < count; v += 32) {
-    uint4 x = strip[v];
-    top = larger(top, larger(larger(x.x, x.y), larger(x.z, x.w)));
+  u32 top = MINUS_INFINITY * 0x10001u;
+  for (int v = lane; v < count; v += 32 * BATCH) {
+    load(batch, strip, v, count);
+#pragma unroll
+    for (uint4 x : batch) top = larger(top, larger(larger(x.x, x.y), larger(x.z, x.w)));
   }
   return maximum_of_warp(fmaxf(low(top), high(top)));
 #endif
+}
+
+// Σ exp(x - m) over `count` vectors, the same in each thread of the warp.
+DEVICE float sum_of_exponentials(const uint4* strip, int count, int lane, float m) {
+  uint4 batch[BATCH];
+  float sum = 0;
+  for (int v = lane; v < count; v += 32 * BATCH) {
+    load(batch, strip, v, count);
+#pragma unroll
+    for (uint4 x : batch) {
+      float e[LOGITS];
+      unpack(x, e);
+#pragma unroll
+      for (float& entry : e) entry = exp2_((entry - m) * LOG2E);
+#pragma unroll
+      for (int step = 1; step < LOGITS; step *= 2)
+#pragma unroll
+        for (int i = 0; i + step < LOGITS; i += 2 * step) e[i] += e[i + step];
+      sum += e[0];
+    }
+  }
+  return sum_of_warp(sum);
 }
 
 struct Shared {
@@ -208,9 +246,16 @@ struct Shared {
 
 struct Strip {  // the part of a row that a warp works on
   i64 row;
-  int skipped;     // entries of the first vector that come before the row
-  int first, count;  // vectors, counted from the one with the row's first logit
-  int vectors;     // of the row
+  int skipped;       // entries of the first vector that come before the row
+  int first, count;  // vectors, counted from the vector with the row's first logit
+  int vectors;       // of the row
+
+  // Whether this strip has the vector with entries before the row, and the vector with some after.
+  DEVICE bool has_first() const { return first == 0 && count > 0 && skipped > 0; }
+  DEVICE int after(int vocab) const { return vectors * LOGITS - skipped - vocab; }
+  DEVICE bool has_last(int vocab) const {
+    return count > 0 && first + count == vectors && after(vocab) > 0;
+  }
 };
 
 KERNEL rows_kernel(
@@ -231,8 +276,9 @@ KERNEL rows_kernel(
 #pragma unroll 1
     for (auto& landed : shared.landed)
       for (u64& barrier : landed) init_barrier(shared_address(&barrier), 1);
-    for (u64& barrier : shared.exchanged) init_barrier(shared_address(&barrier), ALL_WARPS);
+    for (u64& barrier : shared.exchanged) init_barrier(shared_address(&barrier), 1);
     show_barriers_to_cluster();
+    for (u64& barrier : shared.exchanged) expect(shared_address(&barrier), 8 * ALL_WARPS);
   }
   synchronize_cluster();
 
@@ -249,8 +295,9 @@ KERNEL rows_kernel(
     Strip s = strip(k);
     if (lane == 0 && s.count > 0) {
       const char* row = logits + s.row * logits_stride - s.skipped * SIZE;
-      start_copy(shared_address(own + k % SLOTS * length), row + 16ll * s.first, 16 * s.count,
-                 own_landed + 8 * (k % SLOTS));
+      const u32 barrier = own_landed + 8 * (k % SLOTS);
+      expect(barrier, 16 * s.count);
+      start_copy(shared_address(own + k % SLOTS * length), row + 16ll * s.first, 16 * s.count, barrier);
     }
   };
 
@@ -269,29 +316,16 @@ KERNEL rows_kernel(
       float m = LOWEST, sum = 0;
       if (s.count > 0) {
         wait(own_landed + 8 * (next % SLOTS), next / SLOTS & 1);
-        const int after = s.vectors * LOGITS - s.skipped - vocab;  // entries after the row
-        bool has_first = s.first == 0 && s.skipped, has_last = s.first + s.count == s.vectors && after;
-        if (has_first || has_last) {
+        if (s.has_first() || s.has_last(vocab)) {
           T* entries = reinterpret_cast<T*>(x);
-          if (has_first && lane < s.skipped) entries[lane] = MINUS_INFINITY;
-          if (has_last && lane < after) entries[s.count * LOGITS - 1 - lane] = MINUS_INFINITY;
+          if (s.has_first() && lane < s.skipped) entries[lane] = MINUS_INFINITY;
+          if (s.has_last(vocab) && lane < s.after(vocab))
+            entries[s.count * LOGITS - 1 - lane] = MINUS_INFINITY;
+          order_before_copies();
           synchronize_warp();
         }
         m = fmaxf(maximum(x, s.count, lane), LOWEST);
-        const float c = m * LOG2E;
-#pragma unroll 4
-        for (int v = lane; v < s.count; v += 32) {
-          float e[LOGITS];
-          unpack(x[v], e);
-#pragma unroll
-          for (int i = 0; i < LOGITS; ++i) e[i] = exp2_(fmaf(e[i], LOG2E, -c));
-#pragma unroll
-          for (int step = 1; step < LOGITS; step *= 2)
-#pragma unroll
-            for (int i = 0; i + step < LOGITS; i += 2 * step) e[i] += e[i + step];
-          sum += e[0];
-        }
-        sum = sum_of_warp(sum);
+        sum = sum_of_exponentials(x, s.count, lane, m);
       }
       if (lane < CLUSTER)
         give(shared_address(&shared.parts[next % KEPT][number]),
@@ -302,7 +336,9 @@ KERNEL rows_kernel(
       const i64 target = targets[0];
       const float a = target_weights[0], up = upstreams[0];
       const uint4* x = own + k % SLOTS * length;
-      wait(shared_address(shared.exchanged + k % KEPT), k / KEPT & 1);
+      const u32 barrier = shared_address(shared.exchanged + k % KEPT);
+      wait(barrier, k / KEPT & 1);
+      if (threadIdx.x == 0) expect(barrier, 8 * ALL_WARPS);  // for row k + KEPT
       float m = LOWEST;
       float2 part[(ALL_WARPS + 31) / 32];
 #pragma unroll
@@ -312,13 +348,11 @@ KERNEL rows_kernel(
         m = fmaxf(m, part[i].x);
       }
       m = maximum_of_warp(m);
-      // 2^(x log₂e - c) is exp(x - m) up to a factor near 1, the same for all logits.
-      const float c = m * LOG2E;
       float sum = 0;
 #pragma unroll
-      for (int i = 0; i < (ALL_WARPS + 31) / 32; ++i) sum += part[i].y * exp2_(part[i].x * LOG2E - c);
+      for (int i = 0; i < (ALL_WARPS + 31) / 32; ++i) sum += part[i].y * exp2_((part[i].x - m) * LOG2E);
       sum = sum_of_warp(sum);
-      const float log_s = (log2_(sum) - fmaf(m, LOG2E, -c)) * LN2;  // of Σ_j exp(x_j - m)
+      const float log_s = log2_(sum) * LN2;  // of Σ_j exp(x_j - m)
       const float lse = m + log_s;
       const bool in_range = target >= 0 && target < vocab, is_read = !WITH_GRAD || up != 0;
       float factor = (a + 2 * z_loss * lse) * up / sum;
@@ -328,32 +362,41 @@ KERNEL rows_kernel(
       if (!in_range && number == 0 && lane == 0) losses[s.row] = is_read ? not_a_number() : 0;
       if (WITH_GRAD) {
         char* to = grad + s.row * grad_stride - s.skipped * SIZE + 16ll * s.first;
-#pragma unroll 4
-        for (int v = lane; v < s.count; v += 32) {
-          float e[LOGITS];
-          unpack(x[v], e);
+        const int begin = s.has_first(), end = s.count - s.has_last(vocab);
+        if (is_read) {
+          uint4 batch[BATCH];
+          for (int v = begin + lane; v < end; v += 32 * BATCH) {
+            load(batch, x, v, end);
 #pragma unroll
-          for (int i = 0; i < LOGITS; ++i) e[i] = exp2_(fmaf(e[i], LOG2E, -c)) * factor;
-          uint4 g = is_read ? packed(e) : uint4{0, 0, 0, 0};
-          const int begin = (s.first + v) * LOGITS - s.skipped;  // the column of the first entry
-          if (begin >= 0 && begin + LOGITS <= vocab) {
-            store_vector(to + 16 * v, g);
-          } else {
+            for (uint4& vector : batch) {
+              float e[LOGITS];
+              unpack(vector, e);
 #pragma unroll
-            for (int i = 0; i < LOGITS; ++i)
-              if (begin + i >= 0 && begin + i < vocab)
-                reinterpret_cast<T*>(to + 16 * v)[i] = narrowed(is_read ? e[i] : 0);
+              for (float& entry : e) entry = exp2_((entry - m) * LOG2E) * factor;
+              vector = packed(e);
+            }
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+              if (v + 32 * i < end) store_vector(to + 16 * (v + 32 * i), batch[i]);
           }
+        } else {
+          for (int v = begin + lane; v < end; v += 32) store_vector(to + 16 * v, {0, 0, 0, 0});
         }
+        auto write_part = [&](int v) {  // of a vector that has entries outside the row
+          const int column = (s.first + v) * LOGITS - s.skipped + lane, at = v * LOGITS + lane;
+          if (lane >= LOGITS || column < 0 || column >= vocab) return;
+          const float g = exp2_((widened(reinterpret_cast<const T*>(x)[at]) - m) * LOG2E) * factor;
+          reinterpret_cast<T*>(to)[at] = narrowed(is_read ? g : 0);
+        };
+        if (s.has_first()) write_part(0);
+        if (s.has_last(vocab)) write_part(s.count - 1);
+        synchronize_warp();  // the target's entry is written again
       }
-      // The target's entry is computed apart: p_y - 1 would be lost in a rounded p_y. The thread that
-      // wrote its vector writes it again.
-      if (target_vector >= 0 && target_vector < s.count && target_vector % 32 == lane) {
-        const int at = entry % LOGITS;
-        const T* logit = reinterpret_cast<const T*>(x + target_vector) + at;
-        const float x_y = widened(*logit);
+      // The target's entry is computed apart: p_y - 1 would be lost in a rounded p_y.
+      if (target_vector >= 0 && target_vector < s.count && lane == 0) {
+        const float x_y = widened(reinterpret_cast<const T*>(x)[entry - s.first * LOGITS]);
         losses[s.row] = is_read ? -a * (x_y - m - log_s) + z_loss * lse * lse : 0;
-        const float g_y = fmaf(exp2_(fmaf(x_y, LOG2E, -c)), factor, -a * up);
+        const float g_y = fmaf(exp2_((x_y - m) * LOG2E), factor, -a * up);
         if (WITH_GRAD)
           reinterpret_cast<T*>(grad + s.row * grad_stride)[target] = narrowed(is_read ? g_y : 0);
       }

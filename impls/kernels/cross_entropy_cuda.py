@@ -23,6 +23,7 @@ HOPPER = (9, 0)
 SHARED_MEMORY = 227 * 1024  # bytes of a block, on Hopper
 WARPS = 16  # of a block
 AHEAD = 1  # rows between the two passes of a warp
+BATCH = 4  # vectors that a thread works on at once
 ARGUMENTS = (
     *[ctypes.c_void_p] * 6,
     *(ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_float),
@@ -88,9 +89,10 @@ def cubin(dtype: int, cluster: int, slots: int, with_grad: bool) -> bytes:
     """The kernel's machine code for Hopper."""
     from cuda.bindings import nvrtc
 
-    values = {"DTYPE": dtype, "CLUSTER": cluster, "WARPS": WARPS, "SLOTS": slots, "AHEAD": AHEAD}
+    values = {"DTYPE": dtype, "CLUSTER": cluster, "WARPS": WARPS, "SLOTS": slots}
+    values |= {"AHEAD": AHEAD, "BATCH": BATCH, "WITH_GRAD": int(with_grad)}
     defined = [f"-D{name}={value}" for name, value in values.items()]
-    options = ["--gpu-architecture=sm_90", "--std=c++17", *defined, f"-DWITH_GRAD={with_grad:d}"]
+    options = ["--gpu-architecture=sm_90", "--std=c++17", *defined]
     source = SOURCE.read_bytes()
     program = check(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))
     status = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])[0]

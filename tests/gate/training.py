@@ -86,14 +86,15 @@ def check_micro_batches(loss: impls.Loss) -> None:
         for name in oracle.DIFFERENTIABLE
         if name in tensors
     }
-    total = torch.zeros((), dtype=torch.float64)
+    device = tensors["target"].device
+    total = torch.zeros((), dtype=torch.float64, device=device)
     for rows in parts:
         part = {"input": leaves["input"][rows], "target": tensors["target"][rows]}
         value = call_loss(loss, case, {**tensors, **leaves, **part}, about)
         call((value / counted).backward, f"{case}; {about}")
-        total += value.detach().double().cpu() / counted
+        total += value.detach().double() / counted
     options = {**case.options(loss), "reduction": "mean"}
-    exact = oracle.expected(loss.level, tensors, torch.tensor(1.0), **options)
+    exact = oracle.expected(loss.level, tensors, torch.ones((), device=device), **options)
     actual = {"value": total, **{name: leaf.grad for name, leaf in leaves.items()}}
     for name, tensor in actual.items():
         what = "the value" if name == "value" else f"{name}.grad"

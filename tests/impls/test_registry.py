@@ -109,13 +109,14 @@ def test_dtypes_and_deviations_may_differ_on_cuda() -> None:
         dtypes=("float32", "bfloat16"),
         cuda_dtypes=("bfloat16",),
         deviations={"empty": "raises", "strides": "wrong"},
+        cpu_deviations={"confident": "rounds"},
         cuda_deviations={"deterministic": "atomics"},
     )
     assert support.dtypes_on("cpu") == ("float32", "bfloat16")
     assert support.dtypes_on("cuda") == ("bfloat16",)
-    assert support.deviations_on("cpu") == {"empty": "raises", "strides": "wrong"}
-    added = {"deterministic": "atomics"}
-    assert support.deviations_on("cuda") == {"empty": "raises", "strides": "wrong"} | added
+    everywhere = {"empty": "raises", "strides": "wrong"}
+    assert support.deviations_on("cpu") == everywhere | {"confident": "rounds"}
+    assert support.deviations_on("cuda") == everywhere | {"deterministic": "atomics"}
     same = Support(dtypes=("float32",), deviations={"empty": "raises"})
     assert same.dtypes_on("cuda") == ("float32",)
     assert same.deviations_on("cuda") == {"empty": "raises"}
