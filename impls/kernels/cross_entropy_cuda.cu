@@ -7,8 +7,8 @@
 // both to all warps of the cluster. Then it works on the next row while the others' numbers arrive,
 // and writes the gradient of its strip of the row before. No warp waits for a barrier of its block.
 //
-// Compiled with DTYPE (0: bfloat16, 1: float16, 2: float32), CLUSTER, WARPS of a block,
-// SLOTS of a warp's ring, AHEAD (rows), BATCH (vectors) and WITH_GRAD.
+// Compiled with DTYPE (0: bfloat16, 1: float16, 2: float32), CLUSTER, WARPS of a block
+// and WITH_GRAD.
 
 using u32 = unsigned int;
 using u64 = unsigned long long;
@@ -80,10 +80,12 @@ DEVICE float log2_(float x) {
 }
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
-DEVICE void store_vector(void* to, uint4 v) {
-  asm volatile("st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y),
-               "r"(v.z), "r"(v.w)
-               : "memory");
+DEVICE void store_vector(void* to, uint4 v, bool where) {
+  asm volatile(
+      "{\n.reg .pred where;\nsetp.ne.u32 where, %5, 0;\n"
+      "@where st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(to),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(static_cast<u32>(where))
+      : "memory");
 }
 DEVICE float shuffle_xor(float x, int lane) { return __shfl_xor_sync(0xffffffff, x, lane); }
 DEVICE u32 shuffle_xor_bits(u32 x, int lane) { return __shfl_xor_sync(0xffffffff, x, lane); }
@@ -133,10 +135,25 @@ constexpr float LOWEST = -1e38f;  // in place of -inf: -inf - -inf is nan
 constexpr int SIZE = DTYPE == 2 ? 4 : 2;
 constexpr int LOGITS = 16 / SIZE;  // of a vector, which a thread reads at once
 constexpr int ALL_WARPS = CLUSTER * WARPS;
-// Rows whose maxima and sums are kept. A warp gives those of row k when it is done with row
-// k - AHEAD - 1. So each warp has given those of row k - AHEAD - 1, and was done with row
-// k - 2 AHEAD - 2 by then: its numbers may be overwritten.
-constexpr int KEPT = 2 * AHEAD + 2;
+constexpr int SLOTS = 3;  // of a warp's ring: strips that it holds or waits for
+constexpr int VECTORS = 8;  // of a strip, for each thread of its warp
+constexpr int LENGTH = 32 * VECTORS;  // of a strip, in vectors
+// Rows whose numbers are kept. A warp gives those of row k when it is done with row k - 2. So each
+// warp has given those of row k - 2, and was done with row k - 4 by then: its may be overwritten.
+constexpr int KEPT = 4;
+
+// A row's exponentials are of the form 2^((x - shift) log₂e) in float32, with shift = m, so that the
+// largest is exactly 1. In half precision they are 2^(x log₂e - shift), with shift = m log₂e rounded:
+// an instruction less, and a factor near 1 that all of a row's exponentials have in common.
+DEVICE float shift_of(float m) { return DTYPE == 2 ? m : m * LOG2E; }
+DEVICE float log2_exponential(float x, float shift) {
+  return DTYPE == 2 ? (x - shift) * LOG2E : fmaf(x, LOG2E, -shift);
+}
+DEVICE float exponential(float x, float shift) { return exp2_(log2_exponential(x, shift)); }
+// What turns exponentials with shift `from` to those with shift `to`.
+DEVICE float rescale(float from, float to) {
+  return exp2_(DTYPE == 2 ? (from - to) * LOG2E : from - to);
+}
 
 DEVICE float infinity() { return as_float(0x7f800000); }
 DEVICE float not_a_number() { return as_float(0x7fc00000); }
@@ -184,56 +201,36 @@ DEVICE float maximum_of_warp(float x) {
   return x;
 }
 
-// BATCH vectors of a strip from v on, 32 apart; -inf after the strip's last.
-DEVICE void load(uint4* batch, const uint4* strip, int v, int count) {
-  const u32 pair = DTYPE == 2 ? MINUS_INFINITY : MINUS_INFINITY * 0x10001u;
-#pragma unroll
-  for (int i = 0; i < BATCH; ++i)
-    batch[i] = v + 32 * i < count ? strip[v + 32 * i] : uint4{pair, pair, pair, pair};
-}
-
-// The maximum of `count` vectors, the same in each thread of the warp.
-DEVICE float maximum(const uint4* strip, int count, int lane) {
-  uint4 batch[BATCH];
+// The maximum of a strip, the same in each thread of the warp. The thread has every 32nd vector.
+DEVICE float maximum(const uint4 (&vectors)[VECTORS]) {
 #if DTYPE == 2
   float top = -infinity();
-  for (int v = lane; v < count; v += 32 * BATCH) {
-    load(batch, strip, v, count);
 #pragma unroll
-    for (uint4 x : batch)
-      top = fmaxf(
-          top, fmaxf(fmaxf(as_float(x.x), as_float(x.y)), fmaxf(as_float(x.z), as_float(x.w))));
-  }
+  for (uint4 v : vectors)
+    top = fmaxf(top, fmaxf(fmaxf(as_float(v.x), as_float(v.y)), fmaxf(as_float(v.z), as_float(v.w))));
   return maximum_of_warp(top);
 #else
-  u32 top = MINUS_INFINITY * 0x10001u;
-  for (int v = lane; v < count; v += 32 * BATCH) {
-    load(batch, strip, v, count);
+  u32 top = vectors[0].x;
 #pragma unroll
-    for (uint4 x : batch) top = larger(top, larger(larger(x.x, x.y), larger(x.z, x.w)));
-  }
+  for (uint4 v : vectors) top = larger(top, larger(larger(v.x, v.y), larger(v.z, v.w)));
   return maximum_of_warp(fmaxf(low(top), high(top)));
 #endif
 }
 
-// Σ exp(x - m) over `count` vectors, the same in each thread of the warp.
-DEVICE float sum_of_exponentials(const uint4* strip, int count, int lane, float m) {
-  uint4 batch[BATCH];
+// The sum of a strip's exponentials, the same in each thread of the warp.
+DEVICE float sum_of_exponentials(const uint4 (&vectors)[VECTORS], float shift) {
   float sum = 0;
-  for (int v = lane; v < count; v += 32 * BATCH) {
-    load(batch, strip, v, count);
 #pragma unroll
-    for (uint4 x : batch) {
-      float e[LOGITS];
-      unpack(x, e);
+  for (uint4 v : vectors) {
+    float e[LOGITS];
+    unpack(v, e);
 #pragma unroll
-      for (float& entry : e) entry = exp2_((entry - m) * LOG2E);
+    for (float& entry : e) entry = exponential(entry, shift);
 #pragma unroll
-      for (int step = 1; step < LOGITS; step *= 2)
+    for (int step = 1; step < LOGITS; step *= 2)
 #pragma unroll
-        for (int i = 0; i + step < LOGITS; i += 2 * step) e[i] += e[i + step];
-      sum += e[0];
-    }
+      for (int i = 0; i + step < LOGITS; i += 2 * step) e[i] += e[i + step];
+    sum += e[0];
   }
   return sum_of_warp(sum);
 }
@@ -253,15 +250,14 @@ struct Strip {  // the part of a row that a warp works on
   // Whether this strip has the vector with entries before the row, and the vector with some after.
   DEVICE bool has_first() const { return first == 0 && count > 0 && skipped > 0; }
   DEVICE int after(int vocab) const { return vectors * LOGITS - skipped - vocab; }
-  DEVICE bool has_last(int vocab) const {
-    return count > 0 && first + count == vectors && after(vocab) > 0;
-  }
+  DEVICE bool has_end() const { return count > 0 && first + count == vectors; }
+  DEVICE bool has_last(int vocab) const { return has_end() && after(vocab) > 0; }
 };
 
 KERNEL rows_kernel(
     const char* logits, char* grad, float* losses, const i64* y, const float* target_weight,
     const float* upstream, int n, int vocab, i64 logits_stride, i64 grad_stride,  // bytes
-    float z_loss, int length) {  // of a strip, in vectors
+    float z_loss) {
   DYNAMIC_SHARED(uint4, ring);
   SHARED(Shared, shared);
 
@@ -269,7 +265,7 @@ KERNEL rows_kernel(
   const int number = rank_in_cluster() * WARPS + warp;  // of the warp in its cluster
   const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
   const int rows = (n - cluster + clusters - 1) / clusters;  // of this cluster
-  uint4* own = ring + warp * SLOTS * length;
+  uint4* own = ring + warp * SLOTS * LENGTH;
   const u32 own_landed = shared_address(shared.landed[warp]);
 
   if (threadIdx.x == 0) {
@@ -287,73 +283,80 @@ KERNEL rows_kernel(
     s.row = cluster + static_cast<i64>(k) * clusters;
     s.skipped = (reinterpret_cast<u64>(logits + s.row * logits_stride) & 15) / SIZE;
     s.vectors = (s.skipped + vocab + LOGITS - 1) / LOGITS;
-    s.first = number * length;
-    s.count = max(0, min(length, s.vectors - s.first));
+    s.first = number * LENGTH;
+    s.count = max(0, min(LENGTH, s.vectors - s.first));
     return s;
   };
   auto start = [&](int k) {  // the copy of row k's strip; a vector may hold another row's logits
     Strip s = strip(k);
+    const u32 barrier = own_landed + 8 * (k % SLOTS);
+    if (lane == 0) expect(barrier, 16 * s.count);
     if (lane == 0 && s.count > 0) {
       const char* row = logits + s.row * logits_stride - s.skipped * SIZE;
-      const u32 barrier = own_landed + 8 * (k % SLOTS);
-      expect(barrier, 16 * s.count);
-      start_copy(shared_address(own + k % SLOTS * length), row + 16ll * s.first, 16 * s.count, barrier);
+      start_copy(shared_address(own + k % SLOTS * LENGTH), row + 16ll * s.first, 16 * s.count, barrier);
     }
   };
 
+  const u32 pair = DTYPE == 2 ? MINUS_INFINITY : MINUS_INFINITY * 0x10001u;
+#pragma unroll 1
+  for (int v = lane; v < SLOTS * LENGTH; v += 32) own[v] = {pair, pair, pair, pair};
+  order_before_copies();
+  synchronize_warp();
 #pragma unroll 1
   for (int k = 0; k < min(SLOTS, rows); ++k) start(k);
 
-  i64 targets[AHEAD + 1] = {};
-  float target_weights[AHEAD + 1] = {}, upstreams[AHEAD + 1] = {};
-  for (int k = -AHEAD; k < rows; ++k) {
-    const int next = k + AHEAD;
+  i64 target = 0, next_target = 0;
+  float a = 0, next_a = 0, up = 1, next_up = 1;
+  Strip s, next_strip;
+  for (int k = -1; k < rows; ++k) {
+    const int next = k + 1;
     if (next < rows) {  // the maximum and the sum of the next row's strip
-      Strip s = strip(next);
-      targets[AHEAD] = y[s.row], target_weights[AHEAD] = target_weight[s.row];
-      upstreams[AHEAD] = WITH_GRAD ? upstream[s.row] : 1;
-      uint4* x = own + next % SLOTS * length;
-      float m = LOWEST, sum = 0;
+      next_strip = strip(next);
+      const Strip& s = next_strip;
+      next_target = y[s.row], next_a = target_weight[s.row];
+      if (WITH_GRAD) next_up = upstream[s.row];
+      uint4* x = own + next % SLOTS * LENGTH;
+      float shift = shift_of(LOWEST), sum = 0;
       if (s.count > 0) {
         wait(own_landed + 8 * (next % SLOTS), next / SLOTS & 1);
-        if (s.has_first() || s.has_last(vocab)) {
+        if (s.has_first() || s.has_end()) {  // what is not of this row becomes -inf
           T* entries = reinterpret_cast<T*>(x);
           if (s.has_first() && lane < s.skipped) entries[lane] = MINUS_INFINITY;
-          if (s.has_last(vocab) && lane < s.after(vocab))
-            entries[s.count * LOGITS - 1 - lane] = MINUS_INFINITY;
+          // The row before this may have had a few entries more.
+          const int at = s.count * LOGITS - s.after(vocab) + lane;
+          if (s.has_end() && lane < LOGITS && at < LENGTH * LOGITS) entries[at] = MINUS_INFINITY;
           order_before_copies();
           synchronize_warp();
         }
-        m = fmaxf(maximum(x, s.count, lane), LOWEST);
-        sum = sum_of_exponentials(x, s.count, lane, m);
+        uint4 vectors[VECTORS];
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) vectors[i] = x[lane + 32 * i];
+        shift = shift_of(fmaxf(maximum(vectors), LOWEST));
+        sum = sum_of_exponentials(vectors, shift);
       }
       if (lane < CLUSTER)
         give(shared_address(&shared.parts[next % KEPT][number]),
-             shared_address(shared.exchanged + next % KEPT), lane, m, sum);
+             shared_address(shared.exchanged + next % KEPT), lane, shift, sum);
     }
     if (k >= 0) {  // the loss and the gradient of this row's strip
-      Strip s = strip(k);
-      const i64 target = targets[0];
-      const float a = target_weights[0], up = upstreams[0];
-      const uint4* x = own + k % SLOTS * length;
+      const uint4* x = own + k % SLOTS * LENGTH;
       const u32 barrier = shared_address(shared.exchanged + k % KEPT);
       wait(barrier, k / KEPT & 1);
       if (threadIdx.x == 0) expect(barrier, 8 * ALL_WARPS);  // for row k + KEPT
-      float m = LOWEST;
       float2 part[(ALL_WARPS + 31) / 32];
+      float shift = shift_of(LOWEST), sum = 0;
 #pragma unroll
       for (int i = 0; i < (ALL_WARPS + 31) / 32; ++i) {
-        part[i] = {LOWEST, 0};
+        part[i] = {shift_of(LOWEST), 0};
         if (lane + 32 * i < ALL_WARPS) part[i] = shared.parts[k % KEPT][lane + 32 * i];
-        m = fmaxf(m, part[i].x);
+        shift = fmaxf(shift, part[i].x);
       }
-      m = maximum_of_warp(m);
-      float sum = 0;
+      shift = maximum_of_warp(shift);
 #pragma unroll
-      for (int i = 0; i < (ALL_WARPS + 31) / 32; ++i) sum += part[i].y * exp2_((part[i].x - m) * LOG2E);
+      for (float2 p : part) sum += p.y * rescale(p.x, shift);
       sum = sum_of_warp(sum);
-      const float log_s = log2_(sum) * LN2;  // of Σ_j exp(x_j - m)
-      const float lse = m + log_s;
+      const float log2_sum = log2_(sum);
+      const float lse = DTYPE == 2 ? shift + log2_sum * LN2 : (shift + log2_sum) * LN2;
       const bool in_range = target >= 0 && target < vocab, is_read = !WITH_GRAD || up != 0;
       float factor = (a + 2 * z_loss * lse) * up / sum;
       if (!in_range) factor = not_a_number();
@@ -364,28 +367,23 @@ KERNEL rows_kernel(
         char* to = grad + s.row * grad_stride - s.skipped * SIZE + 16ll * s.first;
         const int begin = s.has_first(), end = s.count - s.has_last(vocab);
         if (is_read) {
-          uint4 batch[BATCH];
-          for (int v = begin + lane; v < end; v += 32 * BATCH) {
-            load(batch, x, v, end);
 #pragma unroll
-            for (uint4& vector : batch) {
-              float e[LOGITS];
-              unpack(vector, e);
+          for (int i = 0; i < VECTORS; ++i) {
+            const int v = lane + 32 * i;
+            float e[LOGITS];
+            unpack(x[v], e);
 #pragma unroll
-              for (float& entry : e) entry = exp2_((entry - m) * LOG2E) * factor;
-              vector = packed(e);
-            }
-#pragma unroll
-            for (int i = 0; i < BATCH; ++i)
-              if (v + 32 * i < end) store_vector(to + 16 * (v + 32 * i), batch[i]);
+            for (float& entry : e) entry = exponential(entry, shift) * factor;
+            store_vector(to + 16 * v, packed(e), v >= begin && v < end);
           }
         } else {
-          for (int v = begin + lane; v < end; v += 32) store_vector(to + 16 * v, {0, 0, 0, 0});
+#pragma unroll 1
+          for (int v = begin + lane; v < end; v += 32) store_vector(to + 16 * v, {0, 0, 0, 0}, true);
         }
         auto write_part = [&](int v) {  // of a vector that has entries outside the row
           const int column = (s.first + v) * LOGITS - s.skipped + lane, at = v * LOGITS + lane;
           if (lane >= LOGITS || column < 0 || column >= vocab) return;
-          const float g = exp2_((widened(reinterpret_cast<const T*>(x)[at]) - m) * LOG2E) * factor;
+          const float g = exponential(widened(reinterpret_cast<const T*>(x)[at]), shift) * factor;
           reinterpret_cast<T*>(to)[at] = narrowed(is_read ? g : 0);
         };
         if (s.has_first()) write_part(0);
@@ -395,20 +393,18 @@ KERNEL rows_kernel(
       // The target's entry is computed apart: p_y - 1 would be lost in a rounded p_y.
       if (target_vector >= 0 && target_vector < s.count && lane == 0) {
         const float x_y = widened(reinterpret_cast<const T*>(x)[entry - s.first * LOGITS]);
-        losses[s.row] = is_read ? -a * (x_y - m - log_s) + z_loss * lse * lse : 0;
-        const float g_y = fmaf(exp2_((x_y - m) * LOG2E), factor, -a * up);
+        const float e_y = exponential(x_y, shift);
+        // Where the target's exponential is all of the sum, as with a single class, p_y is 1.
+        const float log_p_y = e_y == sum && sum > 0 ? 0 : (log2_exponential(x_y, shift) - log2_sum) * LN2;
+        losses[s.row] = is_read ? -a * log_p_y + z_loss * lse * lse : 0;
+        const float g_y = fmaf(e_y, factor, -a * up);
         if (WITH_GRAD)
           reinterpret_cast<T*>(grad + s.row * grad_stride)[target] = narrowed(is_read ? g_y : 0);
       }
       synchronize_warp();
       if (k + SLOTS < rows) start(k + SLOTS);
     }
-#pragma unroll
-    for (int i = 0; i < AHEAD; ++i) {
-      targets[i] = targets[i + 1];
-      target_weights[i] = target_weights[i + 1];
-      upstreams[i] = upstreams[i + 1];
-    }
+    s = next_strip, target = next_target, a = next_a, up = next_up;
   }
   synchronize_cluster();  // no block ends while others write to its shared memory
 }

@@ -20,14 +20,12 @@ from impls.kernels.operators import register
 SOURCE = Path(__file__).with_suffix(".cu")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # as the source numbers them
 HOPPER = (9, 0)
-SHARED_MEMORY = 227 * 1024  # bytes of a block, on Hopper
-WARPS = 16  # of a block
-AHEAD = 1  # rows between the two passes of a warp
-BATCH = 4  # vectors that a thread works on at once
+STRIP = 256  # vectors of 16 bytes that a warp works on at once, as in the source
+SLOTS = 3  # strips that a warp holds or waits for, as in the source
+MOST_WARPS = 18  # of a block: the strips of more do not fit its shared memory
 ARGUMENTS = (
     *[ctypes.c_void_p] * 6,
     *(ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_float),
-    ctypes.c_int,
 )
 
 
@@ -35,22 +33,23 @@ class Shape(NamedTuple):
     """How a row is split: over the blocks of a cluster, and each block's part over its warps."""
 
     cluster: int
-    slots: int  # of a warp's ring: strips that it holds or waits for
-    length: int  # of a strip, in vectors of 16 bytes
+    warps: int  # of a block
+
+    @property
+    def shared(self) -> int:
+        """Bytes of a block for strips."""
+        return self.warps * SLOTS * STRIP * 16
 
 
 def shape(vocab: int, itemsize: int) -> Shape | None:
-    """The smallest cluster whose warps hold two strips while a third is on its way, or None."""
+    """The smallest cluster that holds ``SLOTS`` rows, or None if the rows are too long."""
     loaded = 16 // itemsize
     # A row that does not begin at a multiple of 16 bytes may need one more vector.
-    vectors = (vocab + loaded - 1 + (loaded - 1 if vocab % loaded else 0)) // loaded
+    vectors = -(-vocab // loaded) + (vocab % loaded > 1)
     for cluster in (1, 2, 4, 8):
-        length = max(1, -(-vectors // (cluster * WARPS)))
-        most_slots = 8
-        tables = 8 * WARPS * most_slots + (2 * AHEAD + 2) * 8 * (cluster * WARPS + 1)
-        slots = min(most_slots, (SHARED_MEMORY - tables) // (WARPS * length * 16))
-        if slots >= AHEAD + 2:
-            return Shape(cluster, slots, length)
+        warps = max(1, -(-vectors // (cluster * STRIP)))
+        if warps <= MOST_WARPS:
+            return Shape(cluster, warps)
     return None
 
 
@@ -85,12 +84,11 @@ def check(result: tuple[Any, ...]) -> Any:
 
 
 @functools.cache
-def cubin(dtype: int, cluster: int, slots: int, with_grad: bool) -> bytes:
+def cubin(dtype: int, cluster: int, warps: int, with_grad: bool) -> bytes:
     """The kernel's machine code for Hopper."""
     from cuda.bindings import nvrtc
 
-    values = {"DTYPE": dtype, "CLUSTER": cluster, "WARPS": WARPS, "SLOTS": slots}
-    values |= {"AHEAD": AHEAD, "BATCH": BATCH, "WITH_GRAD": int(with_grad)}
+    values = {"DTYPE": dtype, "CLUSTER": cluster, "WARPS": warps, "WITH_GRAD": int(with_grad)}
     defined = [f"-D{name}={value}" for name, value in values.items()]
     options = ["--gpu-architecture=sm_90", "--std=c++17", *defined]
     source = SOURCE.read_bytes()
@@ -111,27 +109,22 @@ class Kernel(NamedTuple):
 
     function: Any
     clusters: int  # that run at once
-    shared: int  # bytes of a block
 
 
 @functools.cache
-def loaded(
-    device: int, dtype: int, cluster: int, slots: int, length: int, with_grad: bool
-) -> Kernel:
+def loaded(device: int, dtype: int, split: Shape, with_grad: bool) -> Kernel:
     """The kernel on ``device``, whose context is current."""
     from cuda.bindings import driver
 
-    module = check(driver.cuModuleLoadData(cubin(dtype, cluster, slots, with_grad)))
+    module = check(driver.cuModuleLoadData(cubin(dtype, split.cluster, split.warps, with_grad)))
     function = check(driver.cuModuleGetFunction(module, b"rows_kernel"))
-    shared = slots * WARPS * length * 16
     limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    check(driver.cuFuncSetAttribute(function, limit, shared))
+    check(driver.cuFuncSetAttribute(function, limit, split.shared))
     config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
-    config.blockDimX, config.blockDimY, config.blockDimZ = 32 * WARPS, 1, 1
-    config.sharedMemBytes = shared
-    clusters = check(driver.cuOccupancyMaxActiveClusters(function, config))
-    return Kernel(function, clusters, shared)
+    config.gridDimX, config.gridDimY, config.gridDimZ = split.cluster, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = 32 * split.warps, 1, 1
+    config.sharedMemBytes = split.shared
+    return Kernel(function, check(driver.cuOccupancyMaxActiveClusters(function, config)))
 
 
 def make_context_current(device: int) -> None:
@@ -162,18 +155,19 @@ def rows(
     losses = target_weight.new_empty(n)
     if n == 0:
         return losses
-    cluster, slots, length = shape(vocab, logits.itemsize)  # type: ignore[misc]
+    split = shape(vocab, logits.itemsize)
+    assert split is not None  # it fits
     with torch.cuda.device_of(logits):
         device = logits.device.index
         make_context_current(device)
-        kernel = loaded(device, DTYPES[logits.dtype], cluster, slots, length, grad is not None)
+        kernel = loaded(device, DTYPES[logits.dtype], split, grad is not None)
         tensors = (logits, grad, losses, y, target_weight, upstream)
         pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         strides = [0 if x is None else x.stride(0) * x.itemsize for x in (logits, grad)]
-        arguments = (*pointers, n, vocab, *strides, z_loss, length)
-        blocks = cluster * min(n, kernel.clusters)
+        arguments = (*pointers, n, vocab, *strides, z_loss)
+        blocks = split.cluster * min(n, kernel.clusters)
+        sizes = (blocks, 1, 1, 32 * split.warps, 1, 1, split.shared)
         stream = torch.cuda.current_stream().cuda_stream
-        sizes = (blocks, 1, 1, 32 * WARPS, 1, 1, kernel.shared)
         values = (arguments, ARGUMENTS)
         check(driver.cuLaunchKernel(kernel.function, *sizes, stream, values, 0))
     return losses
