@@ -11,11 +11,11 @@ CELLS = {
     "cuda": (
         ("logits", "logits", "llama3_8b@8192", "bfloat16"),
         ("linear", "linear", "llama3_8b@8192", "bfloat16"),
-        ("linear", "linear", "gemma2_2b@8192", "bfloat16"),
         ("float32", "logits", "bench_131k", "float32"),
         ("logits", "logits", "gpt2_text@4096", "bfloat16"),
-        ("float32", "logits", "llama3_8b@8192", "float32"),
         ("logprobs", "logprobs", "llama3_8b@8192", "bfloat16"),
+        ("linear", "linear", "gemma2_2b@8192", "bfloat16"),
+        ("float32", "logits", "llama3_8b@8192", "float32"),
     ),
     "cpu": (
         ("logits", "logits", "gpt2_text@64", "bfloat16"),
