@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
-SUFFIXES = (".py", ".cpp", ".cu")  # of a module, and of a kernel that the module compiles
+SUFFIXES = (".py", ".cpp", ".cu", ".cuh")  # of a module, and of a kernel that the module compiles
 HAVE_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 LOSS = re.compile(r"(?!_).*(cross_entropy|loss|(^|_)ce(_|$))")
 ARGUMENTS = {"input", "target"}

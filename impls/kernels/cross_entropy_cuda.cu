@@ -1,145 +1,32 @@
 // The losses of rows of logits x on a Hopper GPU, and the logits' gradient. Each logit is read from
 // memory once, and each entry of the gradient is written once.
 //
-// A cluster of CLUSTER blocks, each on a multiprocessor of its own, holds whole rows in its shared
-// memory. Each warp has a strip of each row, and works on it alone: it copies its strips of the next
-// rows to its ring of slots, finds m = max_j x_j and s = Σ_j exp(x_j - m) of its strip, and gives
-// both to all warps of the cluster. Then it works on the next row while the others' numbers arrive,
-// and writes the gradient of its strip of the row before. No warp waits for a barrier of its block.
+// A cluster of CLUSTER blocks, each on a multiprocessor of its own, holds three rows in its shared
+// memory. Each warp has a strip of each row, and works on it alone. A copy engine brings the strip to
+// a slot of the warp's ring. The warp finds m = max_j x_j and s = Σ_j exp(x_j - m) of its strip, and
+// gives both to all warps of the cluster. While the others' numbers arrive, it does the same for the
+// next row. Then it writes the gradient of its strip. So no warp waits for a barrier of its block, and
+// memory is busy while the warps compute. docs/experiments/0033-a-kernel-for-hopper.md has the
+// measurements.
 //
-// Compiled with DTYPE (0: bfloat16, 1: float16, 2: float32), CLUSTER, WARPS of a block
-// and WITH_GRAD.
+// The loss is that of impls/shared/reduction.py without smoothing: a is target_weight. A row whose
+// upstream gradient is 0 may hold nan: its loss and gradient are 0. A target out of range makes its
+// row nan.
+//
+// Compiled with DTYPE (0: bfloat16, 1: float16, 2: float32), CLUSTER, WARPS of a block and WITH_GRAD.
 
-using u32 = unsigned int;
-using u64 = unsigned long long;
-using i64 = long long;
-
-#ifndef EMULATED
-#define DEVICE __device__ __forceinline__
-
-DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
-DEVICE u32 rank_in_cluster() {
-  u32 rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-DEVICE void init_barrier(u32 barrier, u32 count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-DEVICE void show_barriers_to_cluster() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-DEVICE void synchronize_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-}
-// Waits until the phase of this parity is over. What was written before it is then visible.
-DEVICE void wait(u32 barrier, u32 parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n}" ::"r"(barrier), "r"(parity)
-      : "memory");
-}
-// Arrives at the barrier, and lets its phase wait for `bytes` more.
-DEVICE void expect(u32 barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-// Starts a copy from global memory, whose bytes the barrier expects.
-DEVICE void start_copy(u32 to, const void* from, u32 bytes, u32 barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-// What this thread has written to shared memory comes before a copy that is started later.
-DEVICE void order_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// Writes two numbers to the shared memory of block `rank`, whose barrier expects 8 bytes. An arrival
-// with release semantics would wait for all gradients that this thread has written.
-DEVICE void give(u32 to, u32 barrier, u32 rank, float a, float b) {
-  asm volatile(
-      "{\n.reg .b32 there, bar;\n"
-      "mapa.shared::cluster.u32 there, %0, %2;\n"
-      "mapa.shared::cluster.u32 bar, %1, %2;\n"
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [there], {%3, %4}, [bar];\n}" ::
-          "r"(to),
-      "r"(barrier), "r"(rank), "f"(a), "f"(b)
-      : "memory");
-}
-DEVICE float exp2_(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-DEVICE float log2_(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
-DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
-DEVICE void store_vector(void* to, uint4 v, bool where) {
-  asm volatile(
-      "{\n.reg .pred where;\nsetp.ne.u32 where, %5, 0;\n"
-      "@where st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(to),
-      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(static_cast<u32>(where))
-      : "memory");
-}
-DEVICE float shuffle_xor(float x, int lane) { return __shfl_xor_sync(0xffffffff, x, lane); }
-DEVICE u32 shuffle_xor_bits(u32 x, int lane) { return __shfl_xor_sync(0xffffffff, x, lane); }
-DEVICE void synchronize_warp() { __syncwarp(); }
-
-// Two logits of half precision in a register.
-#if DTYPE == 0
-DEVICE float low(u32 pair) { return as_float(pair << 16); }
-DEVICE float high(u32 pair) { return as_float(pair & 0xffff0000); }
-DEVICE u32 pack(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-DEVICE u32 larger(u32 a, u32 b) {
-  u32 pair;
-  asm("max.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
-  return pair;
-}
-#elif DTYPE == 1
-DEVICE float low(u32 pair) {
-  float x;
-  asm("{\n.reg .f16 l, h;\nmov.b32 {l, h}, %1;\ncvt.f32.f16 %0, l;\n}" : "=f"(x) : "r"(pair));
-  return x;
-}
-DEVICE float high(u32 pair) { return low(pair >> 16); }
-DEVICE u32 pack(float low, float high) {
-  u32 pair;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-DEVICE u32 larger(u32 a, u32 b) {
-  u32 pair;
-  asm("max.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
-  return pair;
-}
-#endif
-#define KERNEL                                                                                     \
-  extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(32 * WARPS, 1)
-#define SHARED(type, name) __shared__ type name
-#define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
-#define INLINE __attribute__((always_inline))
-#endif
+#include <cross_entropy_cuda.cuh>
 
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 constexpr float LOWEST = -1e38f;  // in place of -inf: -inf - -inf is nan
 constexpr int SIZE = DTYPE == 2 ? 4 : 2;
 constexpr int LOGITS = 16 / SIZE;  // of a vector, which a thread reads at once
 constexpr int ALL_WARPS = CLUSTER * WARPS;
-constexpr int SLOTS = 3;  // of a warp's ring: strips that it holds or waits for
-constexpr int VECTORS = 8;  // of a strip, for each thread of its warp
+constexpr int SLOTS = 3;              // of a warp's ring: strips that it holds or waits for
+constexpr int VECTORS = 8;            // of a strip, for each thread of its warp
 constexpr int LENGTH = 32 * VECTORS;  // of a strip, in vectors
-// Rows whose numbers are kept. A warp gives those of row k when it is done with row k - 2. So each
-// warp has given those of row k - 2, and was done with row k - 4 by then: its may be overwritten.
+// Rows whose parts are kept. A warp gives its part of row k when it is done with row k - 2. Then each
+// warp has given its part of row k - 2, so it was done with row k - 4, whose parts are overwritten.
 constexpr int KEPT = 4;
 
 // A row's exponentials are of the form 2^((x - shift) log₂e) in float32, with shift = m, so that the
@@ -206,8 +93,10 @@ DEVICE float maximum(const uint4 (&vectors)[VECTORS]) {
 #if DTYPE == 2
   float top = -infinity();
 #pragma unroll
-  for (uint4 v : vectors)
-    top = fmaxf(top, fmaxf(fmaxf(as_float(v.x), as_float(v.y)), fmaxf(as_float(v.z), as_float(v.w))));
+  for (uint4 v : vectors) {
+    float half = fmaxf(as_float(v.x), as_float(v.y));
+    top = fmaxf(top, fmaxf(half, fmaxf(as_float(v.z), as_float(v.w))));
+  }
   return maximum_of_warp(top);
 #else
   u32 top = vectors[0].x;
@@ -236,9 +125,9 @@ DEVICE float sum_of_exponentials(const uint4 (&vectors)[VECTORS], float shift) {
 }
 
 struct Shared {
-  u64 landed[WARPS][SLOTS];  // barriers of the slots' copies
-  u64 exchanged[KEPT];            // barriers of the parts
-  float2 parts[KEPT][ALL_WARPS];  // maximum and sum of each strip
+  u64 landed[WARPS][SLOTS];       // barriers: a slot holds its strip
+  u64 exchanged[KEPT];            // barriers: all parts of a row are there
+  float2 parts[KEPT][ALL_WARPS];  // the shift and the sum of each strip
 };
 
 struct Strip {  // the part of a row that a warp works on
@@ -293,7 +182,8 @@ KERNEL rows_kernel(
     if (lane == 0) expect(barrier, 16 * s.count);
     if (lane == 0 && s.count > 0) {
       const char* row = logits + s.row * logits_stride - s.skipped * SIZE;
-      start_copy(shared_address(own + k % SLOTS * LENGTH), row + 16ll * s.first, 16 * s.count, barrier);
+      const u32 slot = shared_address(own + k % SLOTS * LENGTH);
+      start_copy(slot, row + 16ll * s.first, 16 * s.count, barrier);
     }
   };
 
@@ -395,7 +285,8 @@ KERNEL rows_kernel(
         const float x_y = widened(reinterpret_cast<const T*>(x)[entry - s.first * LOGITS]);
         const float e_y = exponential(x_y, shift);
         // Where the target's exponential is all of the sum, as with a single class, p_y is 1.
-        const float log_p_y = e_y == sum && sum > 0 ? 0 : (log2_exponential(x_y, shift) - log2_sum) * LN2;
+        const bool is_all = e_y == sum && sum > 0;
+        const float log_p_y = is_all ? 0 : (log2_exponential(x_y, shift) - log2_sum) * LN2;
         losses[s.row] = is_read ? -a * log_p_y + z_loss * lse * lse : 0;
         const float g_y = fmaf(e_y, factor, -a * up);
         if (WITH_GRAD)

@@ -18,6 +18,7 @@ from impls.kernels import cross_entropy_triton
 from impls.kernels.operators import register
 
 SOURCE = Path(__file__).with_suffix(".cu")
+HEADER = SOURCE.with_suffix(".cuh")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # as the source numbers them
 HOPPER = (9, 0)
 STRIP = 256  # vectors of 16 bytes that a warp works on at once, as in the source
@@ -91,8 +92,9 @@ def cubin(dtype: int, cluster: int, warps: int, with_grad: bool) -> bytes:
     values = {"DTYPE": dtype, "CLUSTER": cluster, "WARPS": warps, "WITH_GRAD": int(with_grad)}
     defined = [f"-D{name}={value}" for name, value in values.items()]
     options = ["--gpu-architecture=sm_90", "--std=c++17", *defined]
-    source = SOURCE.read_bytes()
-    program = check(nvrtc.nvrtcCreateProgram(source, SOURCE.name.encode(), 0, [], []))
+    files = (SOURCE.read_bytes(), SOURCE.name.encode())
+    headers = ([HEADER.read_bytes()], [HEADER.name.encode()])
+    program = check(nvrtc.nvrtcCreateProgram(*files, 1, *headers))
     status = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])[0]
     if status != 0:
         log = bytearray(check(nvrtc.nvrtcGetProgramLogSize(program)))
