@@ -14,11 +14,11 @@ from reports.analysis.change_points import largest_first
 from reports.analysis.pick import PLANNED, NoPick, pick
 from reports.analysis.selection import measured_here, newest, of_last_commit
 from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT, in_order
-from reports.by_commit import listing
 from reports.commands import answer
 from reports.readers.files import read, read_csv, read_kind
 from reports.readers.schema import COLUMNS
 from reports.render import page, tables
+from reports.render.by_commit import listing
 
 DEFAULT_PATHS = [Path(".asv/results"), Path(".benchmarks"), Path("reports/measured")]
 PLANS = [Path("reports/measured/plan.csv"), Path("reports/out/plan.csv")]

@@ -1,6 +1,7 @@
 """Who may import whom, as CONTRIBUTING says, and how long a module may be."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 
 from benchmarks import ROOT
 
-# A folder of ``benchmarks`` imports folders of the layers before its own.
+# A folder of ``benchmarks`` imports, and runs, folders of the layers before its own.
 LAYERS = [
     {"environment"},
+    {"gate"},
     {"workloads"},
     {"ranks"},
     {"measure"},
@@ -19,16 +21,20 @@ LAYERS = [
     {"gpu"},
 ]
 FILES = [file for of in ("benchmarks", "impls", "reports") for file in (ROOT / of).rglob("*.py")]
+MODULE = rf"benchmarks\.({'|'.join(set().union(*LAYERS))})(\.\w+)*"
 NAMES = [file.relative_to(ROOT).as_posix() for file in FILES]
 TESTS = [file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("*.py")]
 
 
 def imported(file: Path) -> Iterator[str]:
+    """The modules that ``file`` imports, or runs with ``python -m``."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and re.fullmatch(MODULE, str(node.value)):
+            yield str(node.value)
 
 
 def layer(folder: str) -> int:

@@ -180,7 +180,7 @@ def run_gate(release: str, name: str, device: str, file: Path) -> None:
     on_path = first_on_path(ROOT, *([found.folder] if found is not None else []))
     part = file.with_suffix(".part")
     log = file.with_suffix(".log")
-    command = [sys.executable, "-m", "benchmarks.gpu.gate", "--device", device, "--impl", name]
+    command = [sys.executable, "-m", "benchmarks.gate", "--device", device, "--impl", name]
     command += ["--out", str(part)]
     environment = os.environ | on_path
     with log.open("w") as said:

@@ -1,6 +1,5 @@
 """Defines the stages, the most important first: each has a command, a time limit and a result."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,8 +53,8 @@ def stages(device: str, out: Path) -> list[Stage]:
     compared, numbers = out / "page" / "compare.csv", out / "numbers.csv"  # "page" reads both
     measured, history = ("-m", "benchmarks", "history", "HEAD"), out / "history.csv"
     return [
-        child("machine", "machine", out / "machine.json", 90.0, *on),
-        child("gate", "gate", out / "gate.csv", 270.0, *on, *named(device, "gate")),
+        child("benchmarks.gpu.machine", "machine", out / "machine.json", 90.0, *on),
+        child("benchmarks.gate", "gate", out / "gate.csv", 270.0, *on, *named(device, "gate")),
         *(side_by_side(device, numbers, *cell) for cell in CELLS[device]),
         Stage(
             *("asv", "asv"),
@@ -81,21 +80,17 @@ def side_by_side(
     """The stage that measures all losses of a level at one workload in one dtype."""
     cell = (level, "--device", device, "--dtype", dtype, "--workload", workload)
     title = f"{name} {workload}"
-    return replace(child("level", title, numbers, 110.0, *cell, *named(device, level)), name=name)
+    stage = child("benchmarks.gpu.level", title, numbers, 110.0, *cell, *named(device, level))
+    return replace(stage, name=name)
 
 
 def child(module: str, title: str, result: Path, limit: float, *options: str) -> Stage:
-    """The stage that runs a module of this package."""
-    command = ("-m", f"benchmarks.gpu.{module}", *options, "--out", str(result))
-    return Stage(module, title, command, limit, result)
+    """The stage that runs ``module`` and has the last part of its name."""
+    command = ("-m", module, *options, "--out", str(result))
+    return Stage(module.rpartition(".")[2], title, command, limit, result)
 
 
 def named(device: str, what: str) -> tuple[str, ...]:
     """The options that name the losses of a rehearsal; none on a GPU."""
     chosen = REHEARSED[device]
     return () if chosen is None else tuple(f"--impl={name}" for name in chosen[what])
-
-
-def workers() -> int:
-    """How many processes the gate has: two fewer than cores, and at most 14, to fit in a GPU."""
-    return max(2, min(14, (os.cpu_count() or 1) - 2))

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from reports.analysis import verdicts
 from reports.analysis.change_points import Change, changes
 from reports.analysis.series import QUANTITY, SERIES_ENVIRONMENT, groups, series
-from reports.by_commit import amount, quantity, state
 from reports.commands import reproduce
 from reports.readers.schema import commit_dates
-from reports.render import plots
+from reports.render.by_commit import amount, quantity, state
+from reports.render.charts import plots
 
 # More would make the page large and slow. The page says what it leaves out.
 HISTORIES = 12  # with a chart

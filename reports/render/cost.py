@@ -22,7 +22,7 @@ from reports.analysis.selection import (
 from reports.analysis.series import SERIES_ENVIRONMENT
 from reports.commands import reproduce
 from reports.readers.schema import commit_dates
-from reports.render import plots
+from reports.render.charts import plots
 from reports.render.tables import error, mebibytes, number, ratio
 
 # More would make the page large and slow. The page says what it leaves out.

@@ -10,7 +10,8 @@ import pandas as pd
 
 from reports.analysis.selection import level_of, with_leads
 from reports.analysis.series import SERIES_ENVIRONMENT
-from reports.render import change, cost, svg, tables
+from reports.render import change, cost, tables
+from reports.render.charts import svg
 
 
 def render(

@@ -167,7 +167,7 @@ def test_what_is_not_installed_comes_from_wheels(tmp_path, monkeypatch) -> None:
 def test_gate_outlives_what_breaks_cuda(tmp_path) -> None:
     """The worker ends, another takes its place, and every test has a row."""
     out = tmp_path / "gate.csv"
-    command = ["-m", "benchmarks.gpu.gate", "--device", "cpu", "--out", str(out)]
+    command = ["-m", "benchmarks.gate", "--device", "cpu", "--out", str(out)]
     run = subprocess.run(
         [sys.executable, *command, "--impl", "tests/files/breaks_cuda.py"],
         cwd=ROOT,

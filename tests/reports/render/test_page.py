@@ -13,7 +13,8 @@ from benchmarks import ROOT
 from reports.__main__ import main
 from reports.analysis.change_points import changes, groups
 from reports.readers.files import read
-from reports.render import change, page, plots
+from reports.render import change, page
+from reports.render.charts import plots
 from tests.reports.rows import (
     MIB,
     REGRESSED,

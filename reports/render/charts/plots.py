@@ -7,7 +7,7 @@ import pandas as pd
 
 from reports.analysis.change_points import Change
 from reports.analysis.selection import TOTAL
-from reports.render.svg import (
+from reports.render.charts.svg import (
     ACCENT,
     INK,
     LINE,

@@ -1,4 +1,4 @@
-"""Stage: runs the gate in parallel processes, and writes a row when a test ends."""
+"""``python -m benchmarks.gate``: runs the gate in parallel, and writes a row when a test ends."""
 
 import argparse
 import csv
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.environment.description import describe
-from benchmarks.gpu.stages import workers
 
 GATE_COLUMNS = ("impl", "property", "outcome", "seconds", "message", "device", "torch", "commit")
 
@@ -66,8 +65,13 @@ def message(report: Any) -> str:
     return lacking[1] if lacking else text.partition("\n")[0]
 
 
+def workers() -> int:
+    """How many processes the gate has: two fewer than cores, and at most 14, to fit in a GPU."""
+    return max(2, min(14, (os.cpu_count() or 1) - 2))
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.gate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
     parser.add_argument("--device", required=True)
     parser.add_argument("--impl", action="append", default=[])
     parser.add_argument("--out", type=Path, required=True)

@@ -39,7 +39,7 @@ def history(folder: Path) -> Path:
 
 def test_each_commit_has_its_losses_the_large_changes_first(tmp_path, capsys, monkeypatch) -> None:
     subject = "logits.fused keeps the exponentials of its one pass, which backward scales"
-    monkeypatch.setattr("reports.by_commit.subjects", lambda: {COMMITS[4]: subject})
+    monkeypatch.setattr("reports.render.by_commit.subjects", lambda: {COMMITS[4]: subject})
     assert main(["regressions", str(history(tmp_path))]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "0404040404 · cpu · logits.fused keeps the exponentials of its one pass, which …",

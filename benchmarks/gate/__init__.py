@@ -1,0 +1,1 @@
+"""Runs the gate of ``tests`` in parallel processes, and keeps what each test said."""

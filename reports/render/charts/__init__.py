@@ -1,0 +1,1 @@
+"""The charts of the page, and their colours and labels."""
