@@ -1,5 +1,6 @@
 """Level logprobs: how a file or a function is found to be at it, and what its users notice."""
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,8 +97,22 @@ def test_masked_rows_have_no_gradient(tensors) -> None:
     assert grad.any(1).tolist() == mask.bool().tolist()
 
 
-def test_edge_cases_of_a_cross_entropy_are_not_asked(tmp_path, capsys) -> None:
-    assert edge_cases.main(["--impl", "logprobs.eager", "--out", str(tmp_path / "a.csv")]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line == "logprobs.eager is no cross entropy, so it has no edge cases"
-    assert not (tmp_path / "a.csv").exists()
+def test_edge_cases_are_those_of_the_mean(tmp_path, capsys) -> None:
+    """In half precision the mean stays float32, as the log-probabilities are."""
+    out = tmp_path / "edge_cases.csv"
+    names = ["logprobs.builtin", "logprobs.chunked"]
+    assert edge_cases.main([*(f"--impl={name}" for name in names), "--out", str(out)]) == 0
+    found = pd.read_csv(out, keep_default_na=False).set_index("impl")
+    assert list(found.index) == names
+    for case, says in {
+        "mean over no rows": "nan",
+        "mean over rows that are all ignored": "raises IndexError",
+        "a target of V, on the CPU": "raises IndexError",
+        "label_smoothing=0.1": "not an option",
+        "the input after forward and backward": "untouched",
+        "dtype of the value for bfloat16": "float32",
+    }.items():
+        assert list(found[case]) == [says, says], case
+    penalties = list(found["a penalty on its gradient"])
+    assert penalties == ["differentiated", "raises RuntimeError"]
+    assert "logprobs.chunked" in capsys.readouterr().out
