@@ -14,8 +14,11 @@ REPORTS = {
     "first_upstream": ("https://github.com/linkedin/Liger-Kernel/issues/968",),
     "first_ignored": ("https://github.com/linkedin/Liger-Kernel/issues/678",),
     "vocab_256": ("https://github.com/verl-project/verl/issues/2899",),
-    "overwrites_in_forward": ("https://github.com/linkedin/Liger-Kernel/issues/272",),
-    "overwrites_in_backward": ("https://github.com/linkedin/Liger-Kernel/issues/343",),
+    "overwrites_in_forward": (
+        "https://github.com/linkedin/Liger-Kernel/issues/272",
+        "https://github.com/linkedin/Liger-Kernel/issues/343",
+    ),
+    "overwrites_in_backward": ("https://github.com/unslothai/unsloth/issues/5002",),
     "all_ignored_is_zero": (LIGER, FLA),
     "column_major": (LIGER,),
     "scaled_in_place": (LIGER, FLA),
@@ -33,7 +36,7 @@ REPORTS = {
     ),
     "frozen_input": (LIGER,),
     "local_smoothing": ("https://github.com/NVIDIA/Megatron-LM/issues/7452",),
-    "input_not_reduced": ("https://github.com/NVIDIA/Megatron-LM/issues/1627",),
+    "input_not_reduced": ("https://github.com/NVIDIA/Megatron-LM/issues/5337",),
     "entropy_of_logits": (TRL, f"[Liger-Kernel 0.8.5]({RIVALS})"),
     "zero_times_infinity": (TRL,),
     "ignored_times_0": (
@@ -41,13 +44,13 @@ REPORTS = {
     ),
     "half_softmax": (
         "https://github.com/linkedin/Liger-Kernel/pull/1329",
-        "https://github.com/linkedin/Liger-Kernel/issues/1419",
+        "https://github.com/linkedin/Liger-Kernel/pull/1419",
         "[torch 2.11.0 and 2.13.0](findings.md#torch-2110-and-2130-in-half-precision-the-gradient-"
         "of-a-sure-target-is-lost-on-a-cpu)",
     ),
     "half_if_gradient": (
-        "https://github.com/linkedin/Liger-Kernel/issues/1372",
-        "https://github.com/linkedin/Liger-Kernel/issues/1430",
+        "https://github.com/linkedin/Liger-Kernel/pull/1372",
+        "https://github.com/linkedin/Liger-Kernel/pull/1430",
     ),
     "micro_batch_mean": ("https://github.com/huggingface/transformers/issues/24725",),
 }
