@@ -157,7 +157,9 @@ def reduced(loss: impls.Loss) -> impls.Loss:
         return loss
 
     def mean(**given: Any) -> Tensor:
-        return (0 - loss.fn(**given)).mean()  # not -0 where log p is 0
+        result = loss.fn(**given)
+        log_p = result[0] if isinstance(result, tuple) else result
+        return (0 - log_p).mean()  # not -0 where log p is 0
 
     return replace(loss, level="linear", fn=mean)
 

@@ -1,5 +1,8 @@
 """Level logprobs: how a file or a function is found to be at it, and what its users notice."""
 
+from dataclasses import replace
+from functools import partial
+
 import pandas as pd
 import pytest
 import torch
@@ -60,9 +63,24 @@ def test_as_a_linear_loss_they_are_the_cross_entropy(reduction: str, tensors) ->
     torch.testing.assert_close(loss.fn(**tensors, reduction=reduction), expected)
 
 
-def test_a_linear_loss_of_entropies_is_refused(tensors) -> None:
-    with pytest.raises(ValueError, match="a loss has no entropies: call it with entropy=False"):
-        impls.load("logprobs.eager(entropy=True)").as_linear().fn(**tensors)
+def test_entropies_are_computed_in_both_passes_with_a_weight_of_0(tensors) -> None:
+    """So a step with entropies is timed, and its gradients are those of the plain step."""
+    seen = []
+
+    def token_logprobs(input, linear_weight, target, *, entropy=False):
+        log_p, of_rows = impls.load("logprobs.eager").fn(
+            input, linear_weight, target, entropy=entropy
+        )
+        of_rows.register_hook(seen.append)
+        return log_p, of_rows
+
+    loss = replace(impls.load("logprobs.eager"), fn=partial(token_logprobs, entropy=True))
+    plain = Step(impls.load("logprobs.eager"), tensors)
+    for actual, expected in zip(
+        Step(loss, tensors).forward_backward(), plain.forward_backward(), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
+    assert [one.tolist() for one in seen] == [[0.0] * 8]
 
 
 def test_a_step_is_measured_with_the_errors_of_its_gradients(tensors) -> None:
@@ -72,6 +90,7 @@ def test_a_step_is_measured_with_the_errors_of_its_gradients(tensors) -> None:
         return describe_excess(step.errors_and_budgets(step.expected(), "float32"))
 
     assert excess("logprobs.chunked") == ""
+    assert excess("logprobs.chunked(entropy=True)") == ""
     assert excess("logprobs.chunked(temperature=0.7)").startswith("gradients are wrong")
     assert REFERENCES["logprobs"](tensors).name == "logprobs.reference"
 
