@@ -37,8 +37,8 @@ def capture(
 
     No function is patched. Until the call is recorded, Python reports each function call of this
     thread, as to a profiler. So cProfile does not work meanwhile, and Python is slower. A loss that
-    ``torch.compile`` has compiled makes no call, and is not seen. Across ranks, each rank needs a
-    ``path`` of its own.
+    ``torch.compile`` has compiled makes no call, and is not seen. Across ranks, record on one
+    rank, or give each rank a ``path`` of its own. Two ranks with the same path are refused.
 
     Raises ``benchmarks.workloads.capture.NotCaptured`` if no call was recorded, and says why.
     """

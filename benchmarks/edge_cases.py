@@ -1,14 +1,15 @@
 """``python -m benchmarks edge-cases``: runs each loss in each edge case and says what it does.
 
 A probe calls the loss where users expect different things, and says in a few words what came back.
-The docstring of a probe is its column in the table. Log-probabilities have no such cases: no row is
-ignored, and nothing is reduced.
+The docstring of a probe is its column in the table. Of log-probabilities, each probe calls the mean
+of -log p.
 """
 
 import argparse
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch import Tensor
 import impls
 from benchmarks import options
 from benchmarks.measure import oracle
-from benchmarks.measure.availability import Unmeasurable
 from benchmarks.options import USER_ERRORS, chosen_losses, open_for_append
 from benchmarks.ranks.pool import Ranks, needs_ranks
 
@@ -148,9 +148,28 @@ PROBES = (
 )
 
 
+def reduced(loss: impls.Loss) -> impls.Loss:
+    """``loss``. If it gives log-probabilities, the mean of -log p as a linear loss.
+
+    ``Loss.as_linear`` would round the mean to the dtype of the input.
+    """
+    if loss.level != "logprobs":
+        return loss
+
+    def mean(**given: Any) -> Tensor:
+        result = loss.fn(**given)
+        log_p = result[0] if isinstance(result, tuple) else result
+        return (0 - log_p).mean()  # not -0 where log p is 0
+
+    return replace(loss, level="linear", fn=mean)
+
+
 def matrix(losses: list[impls.Loss]) -> list[dict[str, str]]:
     """A row for each loss: its name, and what each probe says."""
-    return [{"impl": loss.name} | {describe(p): run(p, loss) for p in PROBES} for loss in losses]
+    return [
+        {"impl": loss.name} | {describe(p): run(p, loss) for p in PROBES}
+        for loss in map(reduced, losses)
+    ]
 
 
 def describe(probe: Callable[[impls.Loss], str]) -> str:
@@ -190,10 +209,7 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        names = [name for name in impls.names() if not name.startswith("logprobs.")]
-        losses = chosen_losses(arguments.impl, "float32", "cpu", names)
-        if of_logprobs := [loss.name for loss in losses if loss.level == "logprobs"]:
-            raise Unmeasurable(f"{of_logprobs[0]} is no cross entropy, so it has no edge cases")
+        losses = chosen_losses(arguments.impl, "float32", "cpu")
         open_for_append(arguments.out)
     except USER_ERRORS as error:
         print(error, file=sys.stderr)

@@ -189,7 +189,7 @@ class Loss:
         """This loss of logits or at level logprobs as a linear loss with the same options.
 
         A loss of logits gets ``F.linear`` in front. Log-probabilities get a reduction behind, of
-        the losses -log p.
+        the losses -log p. With ``entropy=True``, the entropies count with a weight of 0.
         """
         if self.level == "logprobs":
             fn, summary = _reduced(self.fn), f"{self.name}, then the mean of -log p."
@@ -238,7 +238,9 @@ def _reduced(token_logprobs: Callable[..., Any]) -> Callable[..., Tensor]:
         check_call(input, target, None, reduction, 0.0)
         result = token_logprobs(input, linear_weight, target, **options)
         if isinstance(result, tuple):
-            raise ValueError("a loss has no entropies: call it with entropy=False")
+            # The entropies cost their full time, and with 0 the gradients are those of -log p.
+            log_p, entropies = result
+            result = log_p + 0 * entropies
         if reduction == "mean":
             result = result.mean()
         elif reduction == "sum":

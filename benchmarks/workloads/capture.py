@@ -4,6 +4,7 @@ Python reports each call of a function to ``Recorder``, with the arguments by na
 seen under whatever name the script has imported it, and no function is replaced.
 """
 
+import fcntl
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -46,15 +47,33 @@ def recording(path: Path, step: int, head: nn.Module | None) -> Iterator[None]:
         raise NotCaptured(f"no folder {path.parent}")
     previous = sys.getprofile()
     recorder = Recorder(path, step, head, previous)
-    hook = None if head is None else head.register_forward_hook(recorder.see_head)
-    sys.setprofile(recorder)
-    try:
-        yield
-    finally:
-        sys.setprofile(previous)
-        if hook is not None:
-            hook.remove()
+    with alone(path):
+        hook = None if head is None else head.register_forward_hook(recorder.see_head)
+        sys.setprofile(recorder)
+        try:
+            yield
+        finally:
+            sys.setprofile(previous)
+            if hook is not None:
+                hook.remove()
     recorder.check_written()
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Raise ``NotCaptured`` if another recording to ``path`` is open on this machine."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
+        except BlockingIOError:
+            raise NotCaptured(
+                f"another recording to {path} is open: record on one rank, or give each rank a "
+                "path of its own"
+            ) from None
+        try:
+            yield
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
 
 
 class Recorder:

@@ -177,6 +177,55 @@ def test_what_is_missing_is_said_before_the_training(file, monkeypatch) -> None:
         benchmarks.capture(file).__enter__()
 
 
+def test_two_recordings_to_the_same_path_are_refused(file) -> None:
+    """Two ranks would each write the file. Afterwards the path can be recorded to again."""
+    for _ in range(2):
+        with benchmarks.capture(file):
+            with pytest.raises(NotCaptured, match=r"another recording to .* is open: record on"):
+                benchmarks.capture(file).__enter__()
+            cross_entropy(torch.randn(N, V), torch.randint(V, (N,)))
+    assert left_in(file) == [file.name]
+
+
+TRAINS = """
+import sys
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+import benchmarks
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+model = DistributedDataParallel(nn.Linear(8, 40))
+torch.manual_seed(rank)
+with benchmarks.capture(sys.argv[1].replace("RANK", str(rank)), step=1, head=model.module):
+    for _ in range(3):
+        F.cross_entropy(model(torch.randn(6, 8)), torch.full((6,), rank)).backward()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_each_of_two_ranks_records_to_a_path_of_its_own(tmp_path) -> None:
+    (tmp_path / "trains.py").write_text(TRAINS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    path = os.pathsep.join([str(benchmarks.ROOT), *sys.path])
+    run = subprocess.run(
+        [*launcher, "trains.py", "runRANK.safetensors"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    for rank in (0, 1):
+        recorded = replayed(tmp_path / f"run{rank}.safetensors", "linear")
+        assert recorded["target"].tolist() == [rank] * 6
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 @pytest.mark.slow
 def test_the_script_of_the_documentation_makes_a_workload(tmp_path) -> None:
     script = [sys.executable, str(benchmarks.ROOT / "docs" / "make_small_run.py"), "1"]

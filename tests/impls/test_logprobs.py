@@ -1,5 +1,9 @@
 """Level logprobs: how a file or a function is found to be at it, and what its users notice."""
 
+from dataclasses import replace
+from functools import partial
+
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,9 +63,24 @@ def test_as_a_linear_loss_they_are_the_cross_entropy(reduction: str, tensors) ->
     torch.testing.assert_close(loss.fn(**tensors, reduction=reduction), expected)
 
 
-def test_a_linear_loss_of_entropies_is_refused(tensors) -> None:
-    with pytest.raises(ValueError, match="a loss has no entropies: call it with entropy=False"):
-        impls.load("logprobs.eager(entropy=True)").as_linear().fn(**tensors)
+def test_entropies_are_computed_in_both_passes_with_a_weight_of_0(tensors) -> None:
+    """So a step with entropies is timed, and its gradients are those of the plain step."""
+    seen = []
+
+    def token_logprobs(input, linear_weight, target, *, entropy=False):
+        log_p, of_rows = impls.load("logprobs.eager").fn(
+            input, linear_weight, target, entropy=entropy
+        )
+        of_rows.register_hook(seen.append)
+        return log_p, of_rows
+
+    loss = replace(impls.load("logprobs.eager"), fn=partial(token_logprobs, entropy=True))
+    plain = Step(impls.load("logprobs.eager"), tensors)
+    for actual, expected in zip(
+        Step(loss, tensors).forward_backward(), plain.forward_backward(), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
+    assert [one.tolist() for one in seen] == [[0.0] * 8]
 
 
 def test_a_step_is_measured_with_the_errors_of_its_gradients(tensors) -> None:
@@ -71,6 +90,7 @@ def test_a_step_is_measured_with_the_errors_of_its_gradients(tensors) -> None:
         return describe_excess(step.errors_and_budgets(step.expected(), "float32"))
 
     assert excess("logprobs.chunked") == ""
+    assert excess("logprobs.chunked(entropy=True)") == ""
     assert excess("logprobs.chunked(temperature=0.7)").startswith("gradients are wrong")
     assert REFERENCES["logprobs"](tensors).name == "logprobs.reference"
 
@@ -96,8 +116,22 @@ def test_masked_rows_have_no_gradient(tensors) -> None:
     assert grad.any(1).tolist() == mask.bool().tolist()
 
 
-def test_edge_cases_of_a_cross_entropy_are_not_asked(tmp_path, capsys) -> None:
-    assert edge_cases.main(["--impl", "logprobs.eager", "--out", str(tmp_path / "a.csv")]) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line == "logprobs.eager is no cross entropy, so it has no edge cases"
-    assert not (tmp_path / "a.csv").exists()
+def test_edge_cases_are_those_of_the_mean(tmp_path, capsys) -> None:
+    """In half precision the mean stays float32, as the log-probabilities are."""
+    out = tmp_path / "edge_cases.csv"
+    names = ["logprobs.builtin", "logprobs.chunked"]
+    assert edge_cases.main([*(f"--impl={name}" for name in names), "--out", str(out)]) == 0
+    found = pd.read_csv(out, keep_default_na=False).set_index("impl")
+    assert list(found.index) == names
+    for case, says in {
+        "mean over no rows": "nan",
+        "mean over rows that are all ignored": "raises IndexError",
+        "a target of V, on the CPU": "raises IndexError",
+        "label_smoothing=0.1": "not an option",
+        "the input after forward and backward": "untouched",
+        "dtype of the value for bfloat16": "float32",
+    }.items():
+        assert list(found[case]) == [says, says], case
+    penalties = list(found["a penalty on its gradient"])
+    assert penalties == ["differentiated", "raises RuntimeError"]
+    assert "logprobs.chunked" in capsys.readouterr().out

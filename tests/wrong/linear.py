@@ -16,23 +16,20 @@ BUGS = {
     "last_classes": ("sizes", "classes beyond the last whole chunk of 4096 are dropped"),
     "mean_of_means": ("ignored", "the mean is the mean of the means of the chunks"),
     "ignored_weight": ("ignored", "ignored rows still add to the weight's gradient"),
-    # https://github.com/linkedin/Liger-Kernel/issues/968
     "first_upstream": ("upstream", "all rows take the first upstream element"),
     "upstream_not_for_weight": (
         "upstream",
         "the weight's gradient is not scaled (upstream is one)",
     ),
     "half_accumulation": ("dtypes", "the weight's gradient is summed in the dtype of the weight"),
-    # https://github.com/axolotl-ai-cloud/axolotl/pull/1601
-    # https://github.com/apple/ml-cross-entropy/issues/14
     "many_chunks": ("many_chunks", "chunks of 512 tokens add to dW in bfloat16"),
     "main_grad": ("in_a_model", "backward adds to weight.grad and returns it (as main_grad does)"),
-    "half_value": ("dtypes", "the rows' losses are summed in the dtype of the input (torch 2.13)"),
+    "half_value": ("dtypes", "the rows' losses are summed in the dtype of the input"),
     "weight_contiguous": ("strides", "the strides of the weight are not read"),
     "overwrites_weight": ("arguments_untouched", "the weight becomes its gradient"),
     "one_logits_buffer": ("no_stale_state", "backward reads a buffer that the next call fills"),
     "frozen_weight": ("frozen", "if the weight is frozen, the input has no gradient"),
-    "frozen_input": ("frozen", "if the input is frozen, the weight has no gradient (Liger 0.8.5)"),
+    "frozen_input": ("frozen", "if the input is frozen, the weight has no gradient"),
     "autocast": ("autocast", "under autocast, hidden states and weight of different dtypes raise"),
     "scaled_in_place": ("backward_twice", "backward scales the saved gradients in place"),
     "not_detached": (

@@ -1,7 +1,7 @@
 """A correct loss of logits with a switch for each bug.
 
 ``BUGS`` gives for each bug the property of ``tests.gate`` that must reject it, and a description.
-Above a bug that shipped in a library is its report. ``cross_entropy(bug)`` makes a loss with it.
+``cross_entropy(bug)`` makes a loss with it. ``reports`` has the reports of bugs that shipped.
 """
 
 import functools
@@ -12,18 +12,13 @@ from impls.shared.reduction import result_dtype
 
 BUGS = {
     "zeros": ("options", "the gradient is zero"),
-    # https://github.com/linkedin/Liger-Kernel/issues/968
     "first_upstream": ("upstream", "all rows take the first upstream element"),
     "upstream_is_one": ("upstream", "backward takes the upstream gradient for 1"),
-    # https://github.com/linkedin/Liger-Kernel/issues/678
     "first_ignored": ("ignored", "no gradients if the first token is ignored"),
-    # https://github.com/verl-project/verl/issues/2899
     "vocab_256": ("sizes", "classes beyond the last multiple of 256 are dropped"),
     "vocab_65536": ("sizes", "classes from 65536 on are dropped"),
     "int16_targets": ("sizes", "targets are kept in 16 bits"),
-    # https://github.com/linkedin/Liger-Kernel/issues/272
     "overwrites_in_forward": ("arguments_untouched", "the input becomes its gradient"),
-    # https://github.com/linkedin/Liger-Kernel/issues/343
     "overwrites_in_backward": ("arguments_untouched", "backward reuses the input"),
     "no_maximum": ("extreme_logits", "no maximum is subtracted before exp"),
     "maximum_of_all": ("extreme_logits", "all rows share a maximum"),
@@ -52,7 +47,7 @@ BUGS = {
     "half_sums": ("dtypes", "float16 and bfloat16 are summed in their own dtype"),
     "float32_value": ("value_dtype", "the value is always float32"),
     "input_contiguous": ("strides", "the strides of the input are not read"),
-    "column_major": ("strides", "a transposed input is its own gradient (Liger 0.8.5)"),
+    "column_major": ("strides", "a transposed input is its own gradient"),
     "target_contiguous": ("strides", "the strides of the target are not read"),
     "clamps_targets": ("out_of_range", "targets out of range are clamped"),
     "wraps_targets": ("out_of_range", "negative targets count from the end"),

@@ -14,16 +14,11 @@ BUGS = {
     "nan_chunk": ("ignored_runs", "a chunk of 64 ignored rows is nan: its mean divides by 0"),
     "ignored_times_0": ("ignored_not_finite", "ignored losses are multiplied by 0, so nan stays"),
     "rows_share_nan": ("rows_apart", "one row of nan makes the losses of all rows nan"),
-    # https://github.com/linkedin/Liger-Kernel/pull/1329
-    # https://github.com/linkedin/Liger-Kernel/issues/1419
     "half_softmax": ("confident", "backward keeps p in bfloat16"),
-    # https://github.com/linkedin/Liger-Kernel/issues/1372
-    # https://github.com/linkedin/Liger-Kernel/issues/1430
     "half_if_gradient": ("value_alone", "the value is rounded only if a gradient is wanted"),
     "upstream_contiguous": ("strides", "the strides of the upstream gradient are not read"),
     "scaled_once": ("backward_twice", "a second backward returns the gradient of the first"),
     "second_raises": ("backward_twice", "a second backward raises an error about a view"),
-    # https://github.com/huggingface/transformers/issues/24725
     "micro_batch_mean": ("micro_batches", "the sum is divided by the tokens of its micro-batch"),
     "vmap_of_all": ("func_transforms", "under vmap the sum is over all batches"),
     "fake_shape": ("fake_tensors", "the operator's register_fake gives a column"),

@@ -7,9 +7,7 @@ from impls.loss import autocast, check_call
 from impls.shared.reduction import first_order, result_dtype
 
 BUGS = {
-    # https://github.com/NVIDIA/Megatron-LM/issues/7452
     "local_smoothing": ("options", "ε is spread over V_r classes, not V"),
-    # https://github.com/NVIDIA/Megatron-LM/issues/1627
     "input_not_reduced": ("options", "the input's gradient is this rank's part"),
     "input_averaged": ("options", "the input's gradient is the mean over the ranks"),
     "first_ranks_target": ("options", "only rank 0 looks for the logit of a target"),

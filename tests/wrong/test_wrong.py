@@ -14,6 +14,7 @@ from tests.gate.case import Wrong
 from tests.gate.runner import CHECKS, check_property, is_style
 from tests.wrong import linear, logits, logprobs, reported, sharded
 from tests.wrong.correct import CORRECT_LOSSES
+from tests.wrong.reports import REPORTS
 
 FILES = ROOT / "tests" / "files"
 LEVELS = {
@@ -59,6 +60,27 @@ def test_wrong_loss_is_rejected(level: str, bug: str, check: str, ranks: Ranks) 
     # An error in the file itself would be rejected too, with or without the bug.
     assert ("the loss raises" in str(rejected.value)) == (bug in RAISES), str(rejected.value)
     assert RAISES.get(bug, "") in str(rejected.value)
+
+
+def test_the_docs_have_a_row_for_each_reported_bug() -> None:
+    """A failure shows the row to paste."""
+    rows = {}
+    for module in LEVELS.values():
+        for bug in module.BUGS.keys() & REPORTS.keys():
+            check, what = module.BUGS[bug]
+            rows[bug] = f"| `{bug}` | {what} | `{check}` | {', '.join(map(link, REPORTS[bug]))} |"
+    assert rows.keys() == REPORTS.keys()
+    page = (ROOT / "docs" / "wrong-losses.md").read_text().splitlines()
+    assert [line for line in page if line.startswith("| `")] == [rows[bug] for bug in REPORTS]
+    assert len(page) <= 60
+
+
+def link(report: str) -> str:
+    """A link to an address on GitHub. A link stays as it is."""
+    if not report.startswith("https:"):
+        return report
+    *_, repository, _, number = report.split("/")
+    return f"[{repository}#{number}]({report})"
 
 
 @pytest.mark.parametrize("check", CHECKS)
