@@ -241,10 +241,8 @@ def _reduced(token_logprobs: Callable[..., Any]) -> Callable[..., Tensor]:
             # The entropies cost their full time, and with 0 the gradients are those of -log p.
             log_p, entropies = result
             result = log_p + 0 * entropies
-        if reduction == "mean":
-            result = result.mean()
-        elif reduction == "sum":
-            result = result.sum()
+        if reduction != "none":
+            result = getattr(result, reduction)()
         return (-result).to(result_dtype(input))
 
     return linear_cross_entropy
