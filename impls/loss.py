@@ -239,8 +239,7 @@ def _reduced(token_logprobs: Callable[..., Any]) -> Callable[..., Tensor]:
         result = token_logprobs(input, linear_weight, target, **options)
         if isinstance(result, tuple):
             # The entropies cost their full time, and with 0 the gradients are those of -log p.
-            log_p, entropies = result
-            result = log_p + 0 * entropies
+            result = result[0] + 0 * result[1]
         if reduction != "none":
             result = getattr(result, reduction)()
         return (-result).to(result_dtype(input))
