@@ -92,7 +92,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--benchmark-only"):
+    if config.getoption("--benchmark-only", default=False):
         restart("pinned", [sys.executable, *sys.orig_argv[1:]])
     # torch.compile's trace would fill the report of a failed test with hundreds of lines.
     logging.getLogger("torch.__trace").disabled = True

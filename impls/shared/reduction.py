@@ -114,15 +114,15 @@ def target_distribution(
     """
     check_range(target, vocab, ignore_index)
     y = clear_ignored(target, ignore_index)
-    one = torch.ones((), dtype=accumulation_dtype(dtype), device=target.device)
-    w = one.expand(vocab) if weight is None else weight.to(one.dtype)  # (V,)
-    target_weight = (1 - label_smoothing) * w[y]
-    if label_smoothing == 0:
-        smoothing = None
-    elif weight is None:  # one number, expanded: a kernel need not read it for each class
-        smoothing = (label_smoothing / vocab * one).expand(vocab)
+    summed, a, b = accumulation_dtype(dtype), 1 - label_smoothing, label_smoothing / max(vocab, 1)
+    if weight is None:
+        target_weight = torch.full_like(y, a, dtype=summed)
+        # One number, expanded: a kernel need not read it for each class.
+        smoothing = y.new_full((), b, dtype=summed).expand(vocab) if label_smoothing else None
     else:
-        smoothing = label_smoothing / vocab * w
+        w = weight.to(summed)
+        target_weight = a * w[y]
+        smoothing = b * w if label_smoothing else None
     return TargetDistribution(y, target_weight, smoothing)
 
 
@@ -156,11 +156,11 @@ def denominator(
     """
     if reduction == "none":
         return None
-    counted = (target != ignore_index).to(dtype)
     if reduction == "sum":
-        return counted.new_ones(())
+        return target.new_ones((), dtype=dtype)
+    counted = target != ignore_index
     if weight is None:
-        return counted.sum()
+        return counted.sum(dtype=dtype)
     return (weight[clear_ignored(target, ignore_index)].to(dtype) * counted).sum()
 
 
