@@ -7,6 +7,7 @@ import sys
 from contextlib import ExitStack
 
 from benchmarks.compare.client import Server
+from benchmarks.environment.variables import restart
 
 DEFAULT = "side-by-side"
 # Each command: the module whose ``main`` runs it, and what the command does.
@@ -76,5 +77,18 @@ def run(name: str, argv: list[str]) -> int:
         return code
 
 
+def restart_before_torch(argv: list[str]) -> None:
+    """Restart side-by-side with the allocator that it has by default.
+
+    ``side_by_side.cli`` restarts with the allocator that the options name. By then it has imported
+    torch, which takes seconds and would be imported again.
+    """
+    is_default = not argv or argv[0] == DEFAULT or argv[0].startswith("-")
+    names_allocator = any(word.startswith("--a") for word in argv)  # argparse completes options
+    if is_default and not names_allocator and sys.platform == "linux":
+        restart("pinned", [sys.executable, "-m", "benchmarks", *argv])
+
+
 if __name__ == "__main__":
+    restart_before_torch(sys.argv[1:])
     sys.exit(main(sys.argv[1:]))

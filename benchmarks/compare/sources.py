@@ -1,6 +1,7 @@
 """Which losses a source tree has, and which files decide what a loss does."""
 
 import ast
+import functools
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,10 +37,9 @@ def sources(
         for module in accumulate(wanted.split("."), "{}.{}".format):
             for file, root in _files(module, (folder, *others)):
                 if file.relative_to(root) not in found:
-                    tree = _parse(file.read_bytes())
-                    found[file.relative_to(root)] = ast.dump(tree)
                     package = module if file.stem == "__init__" else module.rpartition(".")[0]
-                    modules += _imports(tree, package)
+                    found[file.relative_to(root)], imported = _code(file.read_bytes(), package)
+                    modules += imported
     return found
 
 
@@ -70,6 +70,13 @@ def _files(module: str, roots: Sequence[Path]) -> list[tuple[Path, Path]]:
         if there := [(file, root) for file in files if file.is_file()]:
             return there
     return []
+
+
+@functools.cache  # most files are those of many losses, and of both targets
+def _code(source: bytes, package: str) -> tuple[str, list[str]]:
+    """The code of a module of ``package``, and what it imports."""
+    tree = _parse(source)
+    return ast.dump(tree), list(_imports(tree, package))
 
 
 def _parse(source: bytes) -> ast.Module:

@@ -29,8 +29,9 @@ from benchmarks.measure.availability import (
 )
 from benchmarks.measure.references import REFERENCES, Reference
 from benchmarks.measure.step import Step
+from benchmarks.plan.fakes import Shapes, argument_bytes
 from benchmarks.plan.gpus import GPUS
-from benchmarks.plan.simulation import NotSimulated, Shapes, argument_bytes, predict
+from benchmarks.plan.simulation import NotSimulated, predict
 from benchmarks.ranks.pool import needs_ranks
 from benchmarks.workloads import Workload, split_tokens, workload
 from impls.loss import FUNCTIONS

@@ -18,11 +18,11 @@ from benchmarks.measure.collectives import payload
 from benchmarks.measure.references import Reference, ShardedReference
 from benchmarks.measure.step import Step
 from benchmarks.measure.torch_compat import storage_id
+from benchmarks.plan.fakes import Shapes, fake
 
 KERNELS = "cross_entropy_bench"  # the namespace of our kernels, which need elements
 
 Access = tuple[int, int]  # a storage's id, and how many bytes of the storage
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class NotSimulated(Exception):
@@ -38,22 +38,6 @@ class Prediction:
     flops: int  # of matrix products
     moved: int  # bytes, as ``accesses`` counts them
     sent: int  # bytes handed to collectives
-
-
-def fake(shapes: Shapes, dtype: str, device: str) -> dict[str, Tensor]:
-    """Tensors of these shapes, the target of int64. To be called in a ``FakeTensorMode``."""
-    if device == "cuda" and not torch.cuda.is_available():
-        device = "cpu"  # without a driver, autograd takes fake tensors of the CPU alone
-    dtypes = {"target": torch.int64}
-    return {
-        name: torch.empty(shape, dtype=dtypes.get(name, getattr(torch, dtype)), device=device)
-        for name, shape in shapes.items()
-    }
-
-
-def argument_bytes(shapes: Shapes, dtype: str) -> int:
-    with torch_compat.FakeTensorMode():
-        return sum(tensor.nbytes for tensor in fake(shapes, dtype, "cpu").values())
 
 
 def predict(

@@ -1,58 +1,81 @@
 """The commands as a user types them: what they print, what they keep, how they refuse."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+import torch
 
 import impls
+import impls.__main__
 from benchmarks import ROOT
 from benchmarks.__main__ import main
 from benchmarks.environment.variables import PINNED_ALLOCATOR
 from benchmarks.measure import oracle
 from benchmarks.measure.step import PASSES, Step, describe_excess
-from benchmarks.side_by_side.rounds import ROUNDS
+from benchmarks.side_by_side import rounds
 from benchmarks.workloads import workload
 from reports.readers.schema import COLUMNS
 from tests.benchmarks.terminal import run_on_terminal
 from tests.wrong import logits
 from tests.wrong.correct import in_place
 
+PIPES = {"capture_output": True, "text": True}
 
-def python(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+    return subprocess.run(command, cwd=ROOT, **PIPES)
 
 
-def test_impls_lists_everything() -> None:
-    table = python("impls")
-    assert table.returncode == 0
-    assert "logits.eager" in table.stdout
-    listed = json.loads(python("impls", "--json").stdout)
+@pytest.fixture
+def pinned(monkeypatch) -> None:
+    """The variables with which a command begins again, so that it runs in this process."""
+    for name, value in PINNED_ALLOCATOR.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_impls_lists_everything(capsys) -> None:
+    assert impls.__main__.main([]) == 0
+    table = capsys.readouterr().out
+    assert "logits.eager" in table
+    assert impls.__main__.main(["--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
     eager = next(one for one in listed if one["name"] == "logits.eager")
     assert eager["level"] == "logits"
     assert eager["unavailable"] is None
     assert "cpu" in eager["devices_here"]
-    assert eager["summary"] in table.stdout
+    assert eager["summary"] in table
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pd.DataFrame]:
-    out = tmp_path_factory.mktemp("measured") / "rows.csv"
-    run = python(
-        *("benchmarks", "--workload", "notebook", "--out", str(out)),
-        *("--impl", "logits.eager", "--impl", "linear.chunked_vocab"),
-        *("--impl", str(ROOT / "tests" / "files" / "zeros.py")),
-    )
-    return run, pd.read_csv(out)
+def measured(tmp_path_factory) -> tuple[str, pd.DataFrame]:
+    """What side-by-side says, and its rows, of the least number of rounds."""
+    out, said = tmp_path_factory.mktemp("measured") / "rows.csv", io.StringIO()
+    names = ("logits.eager", "linear.chunked_vocab", str(ROOT / "tests" / "files" / "zeros.py"))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        for name, value in PINNED_ALLOCATOR.items():
+            patch.setenv(name, value)
+        patch.setattr(rounds, "SECONDS", {"cpu": 0.0})
+        patch.setattr(rounds, "noisy_times", lambda *_: set())  # nothing is measured again
+        of_names = [word for name in names for word in ("--impl", name)]
+        code = main(["--workload", "notebook", "--out", str(out), *of_names])
+    assert code == 0, said.getvalue()
+    return said.getvalue(), pd.read_csv(out)
 
 
 def test_side_by_side_measures_every_metric(measured) -> None:
-    run, rows = measured
-    assert run.returncode == 0, run.stderr
+    said, rows = measured
     assert list(rows) == [*COLUMNS, "text", "samples", "gpu_state", "noisy"]
     of = rows.groupby("impl")["metric"].agg(set)
     times = set(PASSES)
@@ -60,9 +83,8 @@ def test_side_by_side_measures_every_metric(measured) -> None:
     of_logits = ["logits.eager", "logits.builtin", "linear.logits.eager"]
     for impl in (*of_logits, "linear.chunked_vocab", "linear.builtin"):
         assert of[impl] == times | memory
-        assert impl.partition(".")[2] in run.stdout
+        assert impl.partition(".")[2] in said
     assert of["logits.reference"] == of["linear.reference"] == times | {"peak_memory"}
-    assert set(rows["allocator"]) == ({"pinned"} if sys.platform == "linux" else {"default"})
     sampled = rows[rows["unit"] == "ms"]
     assert (sampled["n"] >= 9).all()
     assert (sampled["ci_low"] <= sampled["value"]).all()
@@ -71,22 +93,19 @@ def test_side_by_side_measures_every_metric(measured) -> None:
 
 
 def test_a_wrong_loss_has_no_times(measured) -> None:
-    run, rows = measured
+    said, rows = measured
     wrong = rows[rows["impl"].str.fullmatch(r"logits\..*zeros\.py")]
     assert set(wrong["metric"]) == {"peak_memory", "saved_memory", "error", "first_call"}
     assert wrong.loc[wrong["metric"] == "error", "value"].item() > oracle.BAND["float32"]
-    assert "gradients are wrong" in run.stderr + run.stdout
+    assert "gradients are wrong" in said
 
 
-def test_edge_cases_are_found_by_running(tmp_path) -> None:
+def test_edge_cases_are_found_by_running(tmp_path, capsys) -> None:
     out = tmp_path / "edge_cases.csv"
     careless = str(ROOT / "tests" / "files" / "careless.py")
     names = ["logits.builtin", "logits.eager", careless, "sharded.eager"]
-    run = python(
-        *("benchmarks", "edge-cases", "--out", str(out)),
-        *(word for name in names for word in ("--impl", name)),
-    )
-    assert run.returncode == 0, run.stderr
+    of_names = [word for name in names for word in ("--impl", name)]
+    assert main(["edge-cases", "--out", str(out), *of_names]) == 0
     matrix = pd.read_csv(out, keep_default_na=False).set_index("impl")
     assert matrix.loc["logits.builtin", "a penalty on its gradient"] == "differentiated"
     assert matrix.loc["logits.eager", "a penalty on its gradient"] == "raises RuntimeError"
@@ -98,7 +117,7 @@ def test_edge_cases_are_found_by_running(tmp_path) -> None:
     assert overwrites["the input after forward and backward"] == "overwritten"
     assert overwrites["label_smoothing=0.1"] == "ε/(V-1) to the others"
     assert overwrites["a target of V, on the CPU"].startswith("returns")
-    assert "ε/V to every class" in run.stdout
+    assert "ε/V to every class" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -131,10 +150,8 @@ def test_rows_are_added_to_a_file_that_exists(measured, tmp_path) -> None:
         (["--out", "/proc/nothing/rows.csv"], "/proc/nothing"),
     ],
 )
-def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, monkeypatch, capsys) -> None:
+def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, pinned, capsys) -> None:
     """In this process, as most of it is over before torch would be imported anew."""
-    for name, value in PINNED_ALLOCATOR.items():  # else it would begin again with these
-        monkeypatch.setenv(name, value)
     try:
         code = main(["--out", str(tmp_path / "rows.csv"), *arguments])
     except SystemExit as end:
@@ -143,9 +160,7 @@ def test_bad_input_gets_a_line_and_exit_2(arguments, says, tmp_path, monkeypatch
     assert says in capsys.readouterr().err
 
 
-def test_where_nothing_fits_no_file_is_left(tmp_path, monkeypatch, capsys) -> None:
-    for name, value in PINNED_ALLOCATOR.items():
-        monkeypatch.setenv(name, value)
+def test_where_nothing_fits_no_file_is_left(tmp_path, pinned, capsys) -> None:
     out = tmp_path / "rows.csv"
     large = ("--workload", "llama3_405b@1000000", "--impl", "logits.eager")
     assert main([*large, "--out", str(out)]) == 2
@@ -161,19 +176,27 @@ def test_a_mistyped_command_is_said(capsys) -> None:
     )
 
 
-def test_no_cuda_is_said(tmp_path) -> None:
-    import torch
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_no_cuda_is_said(tmp_path, pinned, capsys) -> None:
+    assert main(["--device", "cuda", "--out", str(tmp_path / "rows.csv")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "there is no CUDA device here"
 
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device here")
-    run = python("benchmarks", "--device", "cuda", "--out", str(tmp_path / "rows.csv"))
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_it_begins_again_before_torch_is_imported() -> None:
+    """Only the first process prints what it imports."""
+    command = [sys.executable, "-X", "importtime", "-m", "benchmarks", "--impl", "logits.egar"]
+    environment = {name: os.environ[name] for name in os.environ.keys() - PINNED_ALLOCATOR.keys()}
+    run = subprocess.run(command, cwd=ROOT, env=environment, **PIPES)
     assert run.returncode == 2
-    assert run.stderr.strip() == "there is no CUDA device here"
+    assert "did you mean logits.eager" in run.stderr
+    assert re.search(r"\| +benchmarks\.", run.stderr)
+    assert not re.search(r"\| +torch\b", run.stderr)
 
 
 def test_ctrl_c_keeps_what_was_measured(tmp_path) -> None:
     out = tmp_path / "rows.csv"
-    command = [sys.executable, "-m", "benchmarks", "--workload", "gpt2_text@512", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks", "--workload", "gpt2_text@128", "--out", str(out)]
     run, shown = run_on_terminal(
         [*command, "--impl", "logits.eager"], interrupt_at=r"rounds \S+ +[1-9]\d*/"
     )
@@ -182,7 +205,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path) -> None:
     assert "Traceback" not in shown
     rows = pd.read_csv(out)
     assert {"error", "peak_memory", "forward_backward"} <= set(rows["metric"])
-    assert (rows.loc[rows["metric"] == "forward_backward", "n"] < ROUNDS[1]).all()
+    assert (rows.loc[rows["metric"] == "forward_backward", "n"] < rounds.ROUNDS[1]).all()
+    assert set(rows["allocator"]) == ({"pinned"} if sys.platform == "linux" else {"default"})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -197,8 +221,7 @@ def test_a_gradient_without_its_softmax_has_no_time(dtype: str) -> None:
 def test_a_mistyped_profile_gets_a_line(tmp_path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", "import benchmarks.logits"],
-        **{"cwd": ROOT, "env": os.environ | {"BENCHMARK_PROFILE": "fast"}},
-        **{"capture_output": True, "text": True},
+        **PIPES | {"cwd": ROOT, "env": os.environ | {"BENCHMARK_PROFILE": "fast"}},
     )
     assert run.returncode == 1
     assert (
@@ -230,7 +253,7 @@ def test_a_deviation_that_is_none_fails_the_gate(tmp_path) -> None:
         "deviations = {'positional': 'not so', 'value_error': 'raises RuntimeError'}\n"
         "support = Support(deviations=deviations)\n"
     )
-    run = python("pytest", "tests", "-k", "positional or value_error", "--impl", str(file))
+    run = python("pytest", "tests/gate", "-k", "positional or value_error", "--impl", str(file))
     assert "1 failed" in run.stdout
     assert "1 xfailed" in run.stdout
     assert "has this property: delete 'positional' from its Support.deviations" in run.stdout
@@ -240,13 +263,15 @@ def test_a_deviation_that_is_none_fails_the_gate(tmp_path) -> None:
 def test_gate_skips_or_fails_what_is_not_available(flag, outcome, tmp_path) -> None:
     file = tmp_path / "rival.py"
     file.write_text("import a_package_nobody_has")
-    run = python("pytest", "tests", "-k", "positional", "--impl", str(file), *flag)
+    run = python("pytest", "tests/gate", "-k", "positional", "--impl", str(file), *flag)
     assert outcome in run.stdout
     assert "needs the package a_package_nobody_has" in run.stdout or not flag
 
 
 def test_gate_refuses_a_mistyped_name() -> None:
-    run = python("pytest", "tests", "--impl", "logits.egar")
+    command = [sys.executable, "-X", "importtime", "-m", "pytest", "tests/gate"]
+    run = subprocess.run([*command, "--impl", "logits.egar"], cwd=ROOT, **PIPES)
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "torch._dynamo" not in run.stderr  # it takes a second
     assert "did you mean logits.eager" in run.stderr
     assert "Traceback" not in run.stderr

@@ -16,6 +16,7 @@ from benchmarks.compare import server
 from benchmarks.environment.variables import PINNED_ALLOCATOR
 from benchmarks.measure.availability import Unmeasurable, check_level
 from benchmarks.measure.step import Step, describe_excess
+from benchmarks.side_by_side import rounds
 from benchmarks.workloads import UnknownWorkload, workload
 from benchmarks.workloads.files import DEFAULTS, write_recording
 
@@ -112,6 +113,7 @@ def run(tmp_path, monkeypatch, capsys):
     """The exit code and stderr of side-by-side in this process, and the CSV that it wrote."""
     for name, value in PINNED_ALLOCATOR.items():  # else it would begin again with these
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
 
     def side_by_side(*arguments: str) -> tuple[int, str, Path]:
         out = tmp_path / "rows.csv"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import impls
 from benchmarks.measure import oracle, torch_compat
-from benchmarks.plan.simulation import fake
+from benchmarks.plan.fakes import fake
 from impls.shared.compile import is_fake
 from tests.gate.autograd import NO_SECOND_DERIVATIVE
 from tests.gate.case import (
