@@ -131,6 +131,7 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_readmes_training_script_trains() -> None:
     [(_, code)] = [
         block for block in FENCE.findall((ROOT / "README.md").read_text()) if block[0] == "python"

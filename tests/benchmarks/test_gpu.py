@@ -164,6 +164,7 @@ def test_what_is_not_installed_comes_from_wheels(tmp_path, monkeypatch) -> None:
     assert "here = __file__" in run.stdout
 
 
+@pytest.mark.slow
 def test_gate_outlives_what_breaks_cuda(tmp_path) -> None:
     """The worker ends, another takes its place, and every test has a row.
 

@@ -83,6 +83,7 @@ def test_what_is_done_is_left_out_and_builtin_shows_whether_the_machine_moved(tm
     assert left == cli.Commit("first", ["logits.builtin", "logits.fused"], tmp_path)
 
 
+@pytest.mark.slow
 def test_numbers_of_a_commit_are_kept_and_not_measured_again(tmp_path, monkeypatch, capsys) -> None:
     if missing := cli.why_not():
         pytest.skip(missing)

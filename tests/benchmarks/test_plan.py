@@ -153,7 +153,9 @@ def test_a_triton_kernel_holds_what_was_measured_on_a_gpu(name: str) -> None:
         assert found.saved_memory == pytest.approx(measured["saved_memory"], rel=WITHIN)
 
 
-@pytest.mark.parametrize("name", ["sharded.eager", "sharded.fused"])
+@pytest.mark.parametrize(
+    "name", ["sharded.eager", pytest.param("sharded.fused", marks=pytest.mark.slow)]
+)
 def test_of_ranks_each_plans_its_own(name: str, ranks) -> None:
     k = 2
     with cli.world(k):

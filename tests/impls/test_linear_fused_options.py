@@ -1,5 +1,6 @@
 """linear.fused's own options: ``filter_eps`` and ``accum_dtype``."""
 
+import pytest
 import torch
 
 import impls
@@ -106,6 +107,7 @@ def test_half_precision_keeps_its_precision_over_many_tokens() -> None:
     assert oracle.error(actual, expected) < 0.011  # the gate's budget
 
 
+@pytest.mark.slow
 def test_the_trained_workload_is_peaked(monkeypatch) -> None:
     """It is so after a quarter of its training already."""
     monkeypatch.setattr(workloads, "TRAINING_STEPS", workloads.TRAINING_STEPS // 4)

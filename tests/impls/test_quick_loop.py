@@ -31,6 +31,7 @@ def loop(tmp_path_factory) -> tuple[str, object]:
     return run.stdout, out
 
 
+@pytest.mark.slow
 def test_it_prints_ratios_to_builtin_and_its_json_has_them(loop) -> None:
     printed, file = loop
     found = json.loads(file.read_text())["benchmarks"]
@@ -44,6 +45,7 @@ def test_it_prints_ratios_to_builtin_and_its_json_has_them(loop) -> None:
     assert printed.count("test session starts") == 1
 
 
+@pytest.mark.slow
 def test_reports_shows_the_ratios_of_the_rounds(loop) -> None:
     _, file = loop
     rows, notes = read([file])

@@ -182,7 +182,9 @@ def test_a_shallow_clone_says_how_to_get_the_rest(clone, tmp_path) -> None:
     assert "this clone is shallow: `git fetch --unshallow` gets the rest" in errors
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_interrupted_or_killed_it_leaves_nothing_but_its_pairs(clone, how) -> None:
     process = start(clone, "compare", "HEAD", "HEAD", *QUICK[:-1], "60", "--out", "pairs.csv")
     pairs = clone / "pairs.csv"

@@ -121,6 +121,7 @@ def compare(*arguments: str, cwd: Path = ROOT) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_versions_of_a_package_are_compared_to_the_byte_and_in_half_precision(
     index, capsys
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_rank_of_fused_holds_what_linear_fused_does_of_its_slice(compiling: Ra
     assert max(sharded) < 0.5 * min(compiling.run(2, peak_memory, "sharded.eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fused_is_right_as_it_is_compiled(compiling: Ranks, dtype: str) -> None:
     """The gate runs it uncompiled. In half precision the logits are read again, not their exp."""

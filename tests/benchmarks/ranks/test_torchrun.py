@@ -68,6 +68,7 @@ def test_two_ranks_write_and_print_once(measured) -> None:
     assert shown.count("sharded · notebook · float32 · cpu × 2") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(measured, tmp_path) -> None:
     """On four ranks, each of which needs half as much memory as each of two."""
     out = tmp_path / "rows.csv"
@@ -199,6 +200,7 @@ def hides(rank, k: int, wait_first: bool) -> list[tuple[float, float]]:
         return [collectives.communication(run, "cpu") for _ in range(5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wait_first", [False, True])
 def test_overlap_is_what_is_gained_by_not_waiting(two, wait_first: bool) -> None:
     for measured in two.run(2, hides, wait_first):
