@@ -46,6 +46,20 @@ MAKE = {
 }
 
 
+def test_a_compiled_loss_is_still_compiled_after_func_transforms() -> None:
+    calls = []
+
+    def backend(module, inputs):
+        return lambda *given: calls.append(module) or module(*given)
+
+    compiled = torch.compile(F.cross_entropy, backend=backend)
+    loss = impls.Loss("logits.counted", "logits", compiled, impls.Support(), "")
+    check_property(loss, "func_transforms")
+    calls.clear()
+    compiled(torch.randn(2, 3), torch.tensor([0, 1]))
+    assert calls
+
+
 def load_wrong(level: str, bug: str | None, ranks: Ranks) -> impls.Loss:
     if level == "sharded":
         return ranks.loss(f"{sharded.__file__}({bug=})", 3)
