@@ -30,7 +30,7 @@ def gate(folder, losses: str, *arguments: str) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "pytest", "tests/gate", "-q", "-p", "no:cacheprovider"]
     command += [f"--impl=their_losses:{name}" for name in losses.split()]
     command += ["--level", "logits", *arguments]
-    path = {**os.environ, "PYTHONPATH": str(folder)}
+    path = {**os.environ, "PYTHONPATH": str(folder), "PYTEST_ADDOPTS": ""}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=path)
 
 
