@@ -118,8 +118,8 @@ class Support:
 
     ``deviations`` are the properties of the gate that a rival is known to lack, by name, each with
     what the rival does instead. The gate fails if a declared deviation does not show, so that the
-    declaration is removed. ``cpu_deviations`` and
-    ``cuda_deviations`` are those on such a device alone.
+    declaration is removed. ``cpu_deviations`` are added
+    on a CPU, and ``cuda_deviations`` on CUDA.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -238,7 +238,7 @@ def _reduced(token_logprobs: Callable[..., Any]) -> Callable[..., Tensor]:
         check_call(input, target, None, reduction, 0.0)
         result = token_logprobs(input, linear_weight, target, **options)
         if isinstance(result, tuple):
-            # The entropies cost their full time, and with 0 the gradients are those of -log p.
+            # Backward computes the entropies' gradients too. Times 0 they change no result.
             result = result[0] + 0 * result[1]
         if reduction != "none":
             result = getattr(result, reduction)()

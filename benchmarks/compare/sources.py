@@ -72,7 +72,7 @@ def _files(module: str, roots: Sequence[Path]) -> list[tuple[Path, Path]]:
     return []
 
 
-@functools.cache  # most files are those of many losses, and of both targets
+@functools.cache  # many losses import the same files, and the two targets share most files
 def _code(source: bytes, package: str) -> tuple[str, list[str]]:
     """The code of a module of ``package``, and what it imports."""
     tree = _parse(source)

@@ -13,7 +13,8 @@
 // upstream gradient is 0 may hold nan: its loss and gradient are 0. A target out of range makes its
 // row nan.
 //
-// Compiled with DTYPE (0: bfloat16, 1: float16, 2: float32), CLUSTER, WARPS of a block and WITH_GRAD.
+// Compiled with DTYPE (0: bfloat16, 1: float16, 2: float32), CLUSTER, WARPS of a block, WITH_GRAD,
+// SLOTS (of a warp's ring: strips that it holds or waits for) and STRIP (vectors of a strip).
 
 #include <cross_entropy_cuda.cuh>
 
@@ -22,9 +23,7 @@ constexpr float LOWEST = -1e38f;  // in place of -inf: -inf - -inf is nan
 constexpr int SIZE = DTYPE == 2 ? 4 : 2;
 constexpr int LOGITS = 16 / SIZE;  // of a vector, which a thread reads at once
 constexpr int ALL_WARPS = CLUSTER * WARPS;
-constexpr int SLOTS = 3;              // of a warp's ring: strips that it holds or waits for
-constexpr int VECTORS = 8;            // of a strip, for each thread of its warp
-constexpr int LENGTH = 32 * VECTORS;  // of a strip, in vectors
+constexpr int VECTORS = STRIP / 32;  // of a strip, for each thread of its warp
 // Rows whose parts are kept. A warp gives its part of row k when it is done with row k - 2. Then each
 // warp has given its part of row k - 2, so it was done with row k - 4, whose parts are overwritten.
 constexpr int KEPT = 4;
@@ -154,7 +153,7 @@ KERNEL rows_kernel(
   const int number = rank_in_cluster() * WARPS + warp;  // of the warp in its cluster
   const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
   const int rows = (n - cluster + clusters - 1) / clusters;  // of this cluster
-  uint4* own = ring + warp * SLOTS * LENGTH;
+  uint4* own = ring + warp * SLOTS * STRIP;
   const u32 own_landed = shared_address(shared.landed[warp]);
 
   if (threadIdx.x == 0) {
@@ -172,8 +171,8 @@ KERNEL rows_kernel(
     s.row = cluster + static_cast<i64>(k) * clusters;
     s.skipped = (reinterpret_cast<u64>(logits + s.row * logits_stride) & 15) / SIZE;
     s.vectors = (s.skipped + vocab + LOGITS - 1) / LOGITS;
-    s.first = number * LENGTH;
-    s.count = max(0, min(LENGTH, s.vectors - s.first));
+    s.first = number * STRIP;
+    s.count = max(0, min(STRIP, s.vectors - s.first));
     return s;
   };
   auto start = [&](int k) {  // the copy of row k's strip; a vector may hold another row's logits
@@ -182,14 +181,14 @@ KERNEL rows_kernel(
     if (lane == 0) expect(barrier, 16 * s.count);
     if (lane == 0 && s.count > 0) {
       const char* row = logits + s.row * logits_stride - s.skipped * SIZE;
-      const u32 slot = shared_address(own + k % SLOTS * LENGTH);
+      const u32 slot = shared_address(own + k % SLOTS * STRIP);
       start_copy(slot, row + 16ll * s.first, 16 * s.count, barrier);
     }
   };
 
   const u32 pair = DTYPE == 2 ? MINUS_INFINITY : MINUS_INFINITY * 0x10001u;
 #pragma unroll 1
-  for (int v = lane; v < SLOTS * LENGTH; v += 32) own[v] = {pair, pair, pair, pair};
+  for (int v = lane; v < SLOTS * STRIP; v += 32) own[v] = {pair, pair, pair, pair};
   order_before_copies();
   synchronize_warp();
 #pragma unroll 1
@@ -205,7 +204,7 @@ KERNEL rows_kernel(
       const Strip& s = next_strip;
       next_target = y[s.row], next_a = target_weight[s.row];
       if (WITH_GRAD) next_up = upstream[s.row];
-      uint4* x = own + next % SLOTS * LENGTH;
+      uint4* x = own + next % SLOTS * STRIP;
       float shift = shift_of(LOWEST), sum = 0;
       if (s.count > 0) {
         wait(own_landed + 8 * (next % SLOTS), next / SLOTS & 1);
@@ -214,7 +213,7 @@ KERNEL rows_kernel(
           if (s.has_first() && lane < s.skipped) entries[lane] = MINUS_INFINITY;
           // The row before this may have had a few entries more.
           const int at = s.count * LOGITS - s.after(vocab) + lane;
-          if (s.has_end() && lane < LOGITS && at < LENGTH * LOGITS) entries[at] = MINUS_INFINITY;
+          if (s.has_end() && lane < LOGITS && at < STRIP * LOGITS) entries[at] = MINUS_INFINITY;
           order_before_copies();
           synchronize_warp();
         }
@@ -229,7 +228,7 @@ KERNEL rows_kernel(
              shared_address(shared.exchanged + next % KEPT), lane, shift, sum);
     }
     if (k >= 0) {  // the loss and the gradient of this row's strip
-      const uint4* x = own + k % SLOTS * LENGTH;
+      const uint4* x = own + k % SLOTS * STRIP;
       const u32 barrier = shared_address(shared.exchanged + k % KEPT);
       wait(barrier, k / KEPT & 1);
       if (threadIdx.x == 0) expect(barrier, 8 * ALL_WARPS);  // for row k + KEPT

@@ -21,8 +21,8 @@ SOURCE = Path(__file__).with_suffix(".cu")
 HEADER = SOURCE.with_suffix(".cuh")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # as the source numbers them
 HOPPER = (9, 0)
-STRIP = 256  # vectors of 16 bytes that a warp works on at once, as in the source
-SLOTS = 3  # strips that a warp holds or waits for, as in the source
+STRIP = 256  # vectors of 16 bytes that a warp works on at once: 8 for each of its threads
+SLOTS = 3  # strips that a warp holds or waits for
 MOST_WARPS = 18  # of a block: the strips of more do not fit its shared memory
 ARGUMENTS = (
     *[ctypes.c_void_p] * 6,
@@ -84,13 +84,19 @@ def check(result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
+def macros(dtype: int, cluster: int, warps: int, with_grad: bool) -> list[str]:
+    """A compiler's options that define what the source leaves open."""
+    values = {"DTYPE": dtype, "CLUSTER": cluster, "WARPS": warps, "WITH_GRAD": int(with_grad)}
+    values |= {"SLOTS": SLOTS, "STRIP": STRIP}
+    return [f"-D{name}={value}" for name, value in values.items()]
+
+
 @functools.cache
 def cubin(dtype: int, cluster: int, warps: int, with_grad: bool) -> bytes:
     """The kernel's machine code for Hopper."""
     from cuda.bindings import nvrtc
 
-    values = {"DTYPE": dtype, "CLUSTER": cluster, "WARPS": warps, "WITH_GRAD": int(with_grad)}
-    defined = [f"-D{name}={value}" for name, value in values.items()]
+    defined = macros(dtype, cluster, warps, with_grad)
     options = ["--gpu-architecture=sm_90", "--std=c++17", *defined]
     files = (SOURCE.read_bytes(), SOURCE.name.encode())
     headers = ([HEADER.read_bytes()], [HEADER.name.encode()])

@@ -1,7 +1,8 @@
 """A kernel in C++, or CUDA C++: forward makes the gradient in the time of a copy of the logits.
 
-``impls.shared.gradient_in_forward`` says what forward and backward do. On a GPU that is no Hopper,
-and for smoothing or a softcap, the kernel is that of ``logits.triton``.
+``impls.shared.gradient_in_forward`` says what forward and backward do. The kernel
+in CUDA C++ needs a Hopper GPU, and has neither smoothing nor softcap. Else the kernel of
+``logits.triton`` runs.
 """
 
 import torch

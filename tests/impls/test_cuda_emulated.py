@@ -75,8 +75,7 @@ class Emulated:
 def emulated(request: pytest.FixtureRequest, tmp_path_factory) -> Emulated:
     dtype, with_grad = request.param
     file = tmp_path_factory.mktemp("emulated") / "kernel.so"
-    values = {"DTYPE": kernel.DTYPES[dtype], "CLUSTER": 2, "WARPS": 2, "WITH_GRAD": int(with_grad)}
-    defined = [f"-D{name}={value}" for name, value in values.items()]
+    defined = kernel.macros(kernel.DTYPES[dtype], 2, 2, with_grad)
     included = [f"-I{EMULATED}", f"-I{kernel.SOURCE.parent}"]
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", *defined, *included]
     compiler, source = cpp_extension.get_cxx_compiler(), str(EMULATED / "launch.cpp")

@@ -24,6 +24,7 @@ FILES = {
     "kernels/kernel.py": "",
     "kernels/kernel.cpp": "import of no module",
     "kernels/kernel.cu": "import of no module",
+    "kernels/kernel.cuh": "import of no module",
 }
 ALWAYS = {"__init__.py", "loss.py", "logits/__init__.py"}
 ROWS = {"shared/__init__.py", "shared/rows.py", "shared/reduction.py"}
@@ -35,7 +36,7 @@ ROWS = {"shared/__init__.py", "shared/rows.py", "shared/reduction.py"}
         ("plain", set()),
         ("eager", ROWS),
         ("compiled", {"logits/eager.py"} | ROWS),
-        ("lazy", {"kernels/kernel.py", "kernels/kernel.cpp", "kernels/kernel.cu"}),
+        ("lazy", {f"kernels/kernel.{suffix}" for suffix in ("py", "cpp", "cu", "cuh")}),
         ("beside", {"logits/eager.py", "shared/chunks.py"} | ROWS),
         ("broken", set()),
     ],
