@@ -143,8 +143,9 @@ def linear_cross_entropy(
     check_call(input, target, weight, reduction, label_smoothing, linear_weight, linear_bias)
     vocab, dtype = len(linear_weight), input.dtype
     q = target_distribution(target, weight, vocab, dtype, ignore_index, label_smoothing)
-    divisor = denominator(target, weight, ignore_index, reduction, q.target_weight.dtype)
+    counted = target != ignore_index
+    divisor = denominator(target, counted, weight, reduction, q.target_weight.dtype)
     tensors = (input, linear_weight, linear_bias)
     options = (needs_gradient(*tensors), softcap, z_loss, filter_eps, accum_dtype)
-    value = FusedLoss.apply(*tensors, *q, target != ignore_index, divisor, *options)
+    value = FusedLoss.apply(*tensors, *q, counted, divisor, *options)
     return value.to(result_dtype(input))

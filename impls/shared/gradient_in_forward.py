@@ -14,7 +14,6 @@ from impls.shared.reduction import (
     first_order,
     needs_gradient,
     reduce,
-    reduce_counted,
     result_dtype,
     target_distribution,
 )
@@ -40,20 +39,19 @@ class RowLosses(torch.autograd.Function):
 
 
 class ReducedLoss(torch.autograd.Function):
-    """Logits (N, V) and q of N rows to Σ losses / denominator over the counted rows."""
+    """Logits (N, V), q of N rows, and each row's share (N,) in the result, to Σ share × loss."""
 
     @staticmethod
-    def forward(
-        ctx, kernel, input, y, target_weight, smoothing, counted, denominator, in_place, *options
-    ):
-        arguments = input, y, target_weight, smoothing, counted / denominator, *options
+    def forward(ctx, kernel, input, y, target_weight, smoothing, share, in_place, *options):
+        arguments = input, y, target_weight, smoothing, share, *options
         if in_place:
             losses = kernel.losses_and_gradient_(*arguments)
             ctx.grad = input.detach()
         else:
             losses, ctx.grad = kernel.losses_and_gradient(*arguments)
         ctx.kernel = kernel
-        return reduce_counted(losses, counted, denominator)
+        # A row with a share of 0 has a loss of 0, also where its logits are nan.
+        return (losses * share).sum()
 
     @staticmethod
     @first_order
@@ -62,7 +60,7 @@ class ReducedLoss(torch.autograd.Function):
         if grad is None:
             raise RuntimeError("an earlier backward has taken the gradient that forward made")
         ctx.kernel.scale_(grad, upstream)
-        return None, grad, *[None] * 8
+        return None, grad, *[None] * 7
 
 
 def cross_entropy(
@@ -89,7 +87,8 @@ def cross_entropy(
         losses = RowLosses.apply(kernel, x, *q, softcap, z_loss)
         losses = reduce(losses, target, weight, ignore_index, reduction)
     else:
-        divisor = denominator(target, weight, ignore_index, reduction, q.target_weight.dtype)
         counted = target != ignore_index
-        losses = ReducedLoss.apply(kernel, x, *q, counted, divisor, in_place, softcap, z_loss)
+        divisor = denominator(target, counted, weight, reduction, q.target_weight.dtype)
+        share = counted / divisor
+        losses = ReducedLoss.apply(kernel, x, *q, share, in_place, softcap, z_loss)
     return losses.to(result_dtype(input))

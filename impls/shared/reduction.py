@@ -86,7 +86,7 @@ def check_range(target: Tensor, vocab: int | Tensor, ignore_index: int) -> None:
 
 def clear_ignored(target: Tensor, ignore_index: int) -> Tensor:
     """The targets (N,), with 0 in each ignored row, so that each is an index."""
-    return target.masked_fill(target == ignore_index, 0)
+    return target * (target != ignore_index)
 
 
 def locate(y: Tensor, start: Tensor | int, size: int) -> tuple[Tensor, Tensor]:
@@ -146,30 +146,29 @@ def put_at_target(grad: Tensor, y: Tensor, entries: Tensor) -> None:
 
 
 def denominator(
-    target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, dtype: torch.dtype
+    target: Tensor, counted: Tensor, weight: Tensor | None, reduction: str, dtype: torch.dtype
 ) -> Tensor | None:
-    """The number that divides the sum of the rows' losses; None for "none".
+    """The number that divides the sum of the ``counted`` rows' losses; None for "none".
 
-    For "sum" it is 1. For "mean" it is the number of rows that are not ignored or, with class
-    weights, Σ w[target] over these rows, as in torch. It is 0 if all rows are ignored: then the
-    mean is nan.
+    For "sum" it is 1. For "mean" it is the number of counted rows or, with class weights,
+    Σ w[target] over these rows, as in torch. It is 0 if no row counts: then the mean is nan.
     """
     if reduction == "none":
         return None
     if reduction == "sum":
         return target.new_ones((), dtype=dtype)
-    counted = target != ignore_index
     if weight is None:
         return counted.sum(dtype=dtype)
-    return (weight[clear_ignored(target, ignore_index)].to(dtype) * counted).sum()
+    return (weight[target * counted].to(dtype) * counted).sum()
 
 
 def reduce(
     losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:
     """The mean, the sum, or all of the ``losses`` (N,), with 0 for each ignored row."""
-    divisor = denominator(target, weight, ignore_index, reduction, losses.dtype)
-    return reduce_counted(losses, target != ignore_index, divisor)
+    counted = target != ignore_index
+    divisor = denominator(target, counted, weight, reduction, losses.dtype)
+    return reduce_counted(losses, counted, divisor)
 
 
 def reduce_counted(losses: Tensor, counted: Tensor, denominator: Tensor | None) -> Tensor:
