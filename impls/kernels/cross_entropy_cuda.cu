@@ -1,7 +1,7 @@
 // The losses of rows of logits x on a Hopper GPU, and the logits' gradient. Each logit is read from
 // memory once, and each entry of the gradient is written once.
 //
-// A cluster of CLUSTER blocks, each on a multiprocessor of its own, holds three rows in its shared
+// A cluster of CLUSTER blocks, each on a multiprocessor of its own, holds SLOTS rows in its shared
 // memory. Each warp has a strip of each row, and works on it alone. A copy engine brings the strip to
 // a slot of the warp's ring. The warp finds m = max_j x_j and s = Σ_j exp(x_j - m) of its strip, and
 // gives both to all warps of the cluster. While the others' numbers arrive, it does the same for the

@@ -77,7 +77,7 @@ DEVICE u32 as_bits(float x) { return __float_as_uint(x); }
 DEVICE void store_vector(void* to, uint4 v, bool where) {
   asm volatile(
       "{\n.reg .pred where;\nsetp.ne.u32 where, %5, 0;\n"
-      "@where st.global.cs.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(to),
+      "@where st.global.v4.b32 [%0], {%1, %2, %3, %4};\n}" ::"l"(to),
       "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(static_cast<u32>(where))
       : "memory");
 }

@@ -8,6 +8,7 @@ about 0.3 seconds.
 import ctypes
 import functools
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ SOURCE = Path(__file__).with_suffix(".cu")
 HEADER = SOURCE.with_suffix(".cuh")
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}  # as the source numbers them
 HOPPER = (9, 0)
-STRIP = 256  # vectors of 16 bytes that a warp works on at once: 8 for each of its threads
-SLOTS = 3  # strips that a warp holds or waits for
-MOST_WARPS = 18  # of a block: the strips of more do not fit its shared memory
+SLOTS = (4, 3, 2)  # strips that a warp holds or waits for: the most that fit
+STRIPS = (128, 256)  # vectors of 16 bytes that a warp works on at once: at least, at most
+WARPS = 16  # of a block, unless its strips would be shorter or longer
+SHARED = 216 * 2**10  # bytes of a block for strips
 ARGUMENTS = (
     *[ctypes.c_void_p] * 6,
     *(ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_float),
@@ -35,22 +37,26 @@ class Shape(NamedTuple):
 
     cluster: int
     warps: int  # of a block
+    slots: int  # of a warp, each for a strip
+    strip: int  # vectors
 
     @property
     def shared(self) -> int:
         """Bytes of a block for strips."""
-        return self.warps * SLOTS * STRIP * 16
+        return self.warps * self.slots * self.strip * 16
 
 
 def shape(vocab: int, itemsize: int) -> Shape | None:
-    """The smallest cluster that holds ``SLOTS`` rows, or None if the rows are too long."""
+    """The smallest cluster that holds the most rows, or None if the rows are too long."""
     loaded = 16 // itemsize
     # A row that does not begin at a multiple of 16 bytes may need one more vector.
     vectors = -(-vocab // loaded) + (vocab % loaded > 1)
-    for cluster in (1, 2, 4, 8):
-        warps = max(1, -(-vectors // (cluster * STRIP)))
-        if warps <= MOST_WARPS:
-            return Shape(cluster, warps)
+    for slots, cluster in itertools.product(SLOTS, (1, 2, 4, 8)):
+        of_block = -(-vectors // cluster)
+        strip = min(max(-(-of_block // (32 * WARPS)) * 32, STRIPS[0]), STRIPS[1])
+        split = Shape(cluster, max(1, -(-of_block // strip)), slots, strip)
+        if split.shared <= SHARED:
+            return split
     return None
 
 
@@ -84,20 +90,19 @@ def check(result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
-def macros(dtype: int, cluster: int, warps: int, with_grad: bool) -> list[str]:
+def macros(dtype: int, split: Shape, with_grad: bool) -> list[str]:
     """A compiler's options that define what the source leaves open."""
-    values = {"DTYPE": dtype, "CLUSTER": cluster, "WARPS": warps, "WITH_GRAD": int(with_grad)}
-    values |= {"SLOTS": SLOTS, "STRIP": STRIP}
+    values = {name.upper(): number for name, number in split._asdict().items()}
+    values |= {"DTYPE": dtype, "WITH_GRAD": int(with_grad)}
     return [f"-D{name}={value}" for name, value in values.items()]
 
 
 @functools.cache
-def cubin(dtype: int, cluster: int, warps: int, with_grad: bool) -> bytes:
+def cubin(dtype: int, split: Shape, with_grad: bool) -> bytes:
     """The kernel's machine code for Hopper."""
     from cuda.bindings import nvrtc
 
-    defined = macros(dtype, cluster, warps, with_grad)
-    options = ["--gpu-architecture=sm_90", "--std=c++17", *defined]
+    options = ["--gpu-architecture=sm_90", "--std=c++17", *macros(dtype, split, with_grad)]
     files = (SOURCE.read_bytes(), SOURCE.name.encode())
     headers = ([HEADER.read_bytes()], [HEADER.name.encode()])
     program = check(nvrtc.nvrtcCreateProgram(*files, 1, *headers))
@@ -124,7 +129,7 @@ def loaded(device: int, dtype: int, split: Shape, with_grad: bool) -> Kernel:
     """The kernel on ``device``, whose context is current."""
     from cuda.bindings import driver
 
-    module = check(driver.cuModuleLoadData(cubin(dtype, split.cluster, split.warps, with_grad)))
+    module = check(driver.cuModuleLoadData(cubin(dtype, split, with_grad)))
     function = check(driver.cuModuleGetFunction(module, b"rows_kernel"))
     limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     check(driver.cuFuncSetAttribute(function, limit, split.shared))

@@ -65,17 +65,17 @@ class Emulated:
 @pytest.fixture(
     scope="module",
     params=[
-        (torch.bfloat16, True),
-        slow((torch.float16, True)),
-        slow((torch.float32, True)),
-        slow((torch.float32, False)),
+        (torch.bfloat16, 3, True),
+        slow((torch.float16, 4, True)),
+        slow((torch.float32, 2, True)),
+        slow((torch.float32, 4, False)),
     ],
     ids=str,
 )
 def emulated(request: pytest.FixtureRequest, tmp_path_factory) -> Emulated:
-    dtype, with_grad = request.param
+    dtype, slots, with_grad = request.param
     file = tmp_path_factory.mktemp("emulated") / "kernel.so"
-    defined = kernel.macros(kernel.DTYPES[dtype], 2, 2, with_grad)
+    defined = kernel.macros(kernel.DTYPES[dtype], kernel.Shape(2, 2, slots, 256), with_grad)
     included = [f"-I{EMULATED}", f"-I{kernel.SOURCE.parent}"]
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", *defined, *included]
     compiler, source = cpp_extension.get_cxx_compiler(), str(EMULATED / "launch.cpp")
@@ -147,9 +147,12 @@ def test_no_register_spills(tmp_path: Path) -> None:
     triton = pytest.importorskip("triton", reason="its package has NVIDIA's tools")
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     for dtype in kernel.DTYPES.values():
-        for cluster, warps in ((1, 1), (4, 16), (8, kernel.MOST_WARPS)):
+        itemsize = next(key.itemsize for key, number in kernel.DTYPES.items() if number == dtype)
+        for row in (2, 2**14, 2**17, 2**18, 2**19):  # bytes
+            split = kernel.shape(row // itemsize, itemsize)
+            assert split is not None
             file = tmp_path / "kernel.cubin"
-            file.write_bytes(kernel.cubin(dtype, cluster, warps, True))
+            file.write_bytes(kernel.cubin(dtype, split, True))
             command = [str(tool), "-res-usage", str(file)]
             usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             assert re.search(r"STACK:0 .*LOCAL:0 ", usage), usage
