@@ -127,8 +127,9 @@ def pick_loss(argv: list[str]) -> int:
 def list_regressions(argv: list[str]) -> int:
     parser = new_parser(
         "regressions",
-        "Name the commits at which a number rose, what rose there, and whether that is fixed, the "
-        "newest\ncommit last. Exit 1: a regression is open; 2: nothing was measured.",
+        "Name the commits at which a number rose, what rose there, and whether that is fixed or "
+        "partly\nfixed, the newest commit last. Exit 1: a regression is open, also if it is partly "
+        "fixed;\n2: nothing was measured.",
         "python -m reports regressions",
         "python -m reports regressions results/ --margin 0.1",
         "python -m reports regressions --all",

@@ -47,6 +47,7 @@ class Change:
     fixed: str  # the commit at which a rise was back within the margin; empty: it is open
     shared: float  # by how much the control series changed alike: a ratio, of memory an amount
     environment: bool  # without what is shared, the change is within the margin
+    partial_fix: "Change | None"  # the fall that took back half or more of an open rise
 
     @property
     def cell(self) -> str:
@@ -76,6 +77,8 @@ class Change:
 
     def __str__(self) -> str:
         state = f"fixed in {self.fixed}" if self.fixed else "open"
+        if fall := self.partial_fix:
+            state += f", partly fixed in {fall.commit}: back to {_number(fall.after)} {self.unit}"
         at = f"{self.cell}: {self.commit}: "
         if self.kind == "stopped":
             line = f"{at}stopped, no number after {_number(self.before)} {self.unit}, {state}"
@@ -119,6 +122,8 @@ def changes(histories: Sequence[pd.DataFrame], margin: float) -> list[list[Chang
     A change is the environment's in two cases. First, the other implementations of the group change
     alike at the same commits: at the median by a ratio, in memory by an amount. Second, a control
     changes at that commit in another metric of the workload, and changes as much or more.
+
+    An open rise may be partly fixed (``partial_fix``).
     """
     found = [_changes_of(group, margin) for group in histories]
     moved: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
@@ -127,7 +132,7 @@ def changes(histories: Sequence[pd.DataFrame], margin: float) -> list[list[Chang
         for one in of_group:
             if _is_control(one.impl):
                 moved[*place, one.commit][metric] = one.size
-    return [
+    judged = [
         [
             replace(
                 one, environment=one.environment or _is_shared(one, moved, place, metric, margin)
@@ -136,6 +141,27 @@ def changes(histories: Sequence[pd.DataFrame], margin: float) -> list[list[Chang
         ]
         for (place, metric), of_group in zip(places, found, strict=True)
     ]
+    return [
+        [replace(one, partial_fix=_partial_fix(one, of[n + 1 :])) for n, one in enumerate(of)]
+        for of in judged
+    ]
+
+
+def _partial_fix(one: Change, later: Sequence[Change]) -> Change | None:
+    """The first later fall after which at most half of an open rise is left.
+
+    The fall is a change itself: the same detector found it, beyond the margin and the noise. Half
+    is taken of the difference, in the rise's unit. If several falls take back half together, the
+    last of them is returned. A fall of the environment does not fix a rise of the code.
+    """
+    if not one.rise or one.fixed:
+        return None
+    half = (one.before + one.after) / 2
+    for other in later:
+        is_alike = other.impl == one.impl and other.environment == one.environment
+        if is_alike and not other.rise and other.after <= half:
+            return other
+    return None
 
 
 def _is_shared(
@@ -207,6 +233,7 @@ def _stops(raw: dict[str, pd.Series], of: pd.Series) -> Iterator[Change]:
                 fixed=str(again.idxmax()) if again.any() else "",
                 shared=np.nan,
                 environment=bool(len(ran) and stopped.mean() >= 0.5),
+                partial_fix=None,
             )
 
 
@@ -245,6 +272,7 @@ def _change(
         fixed=str(fixed[0]) if fixed else "",
         shared=float(shown(shared)),
         environment=bool(sign * (change - shared) <= max(least, floor)),
+        partial_fix=None,
     )
 
 

@@ -10,6 +10,7 @@ from reports.analysis.series import subjects
 WIDTH = 80  # columns of a terminal
 NAME = 32  # columns of a loss's name
 MEBIBYTE = 2**20
+PARTLY = "partly fixed in "
 
 
 def listing(found: Sequence[Change], order: Mapping[str, int]) -> Iterator[str]:
@@ -29,7 +30,10 @@ def listing(found: Sequence[Change], order: Mapping[str, int]) -> Iterator[str]:
         headline = [commit[:10], device, subjects().get(commit.rstrip("+"), "")]
         yield textwrap.shorten(" · ".join(filter(None, headline)), WIDTH, placeholder=" …")
         for line in _lines(places[order[commit], commit, device]):
-            yield textwrap.fill(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+            # No line ends between the words and the commit: textwrap keeps non-breaking spaces.
+            kept = line.replace(PARTLY, PARTLY.replace(" ", "\xa0"))
+            filled = textwrap.fill(kept, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+            yield filled.replace("\xa0", " ")
 
 
 def _lines(changes: Sequence[Change]) -> Iterator[str]:
@@ -81,16 +85,28 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def state(changes: Sequence[Change]) -> str:
-    """Whether changes of one direction are better, or worse and open, or fixed."""
+    """Whether changes of one direction are better, or worse and open, or fixed.
+
+    Of the open changes, it says how many are partly fixed.
+    """
     if not changes[0].rise:
         return "better"
-    fixed = {one.fixed[:10] for one in changes}
-    still = sum(not one.fixed for one in changes)
-    if 0 < still < len(changes):
-        return f"worse, {still} of {len(changes)} open"
-    if still:
-        return "worse, open"
-    return f"fixed in {fixed.pop()}" if len(fixed) == 1 else "fixed"
+    still = [one for one in changes if not one.fixed]
+    if not still:
+        return _in_commit("fixed", [one.fixed for one in changes])
+    count = f"{len(still)} of {len(changes)} " if len(still) < len(changes) else ""
+    text = f"worse, {count}open"
+    falls = [one.partial_fix for one in still if one.partial_fix]
+    if not falls:
+        return text
+    share = f"{len(falls)} of them " if len(falls) < len(still) else ""
+    return f"{text}, {share}{_in_commit('partly fixed', [one.commit for one in falls])}"
+
+
+def _in_commit(word: str, commits: Sequence[str]) -> str:
+    """``word``, and the commit if there is only one."""
+    names = {commit[:10] for commit in commits}
+    return f"{word} in {names.pop()}" if len(names) == 1 else word
 
 
 def _short(loss: str) -> str:

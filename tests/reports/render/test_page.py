@@ -219,6 +219,16 @@ def test_falls_are_changes_too_and_no_regressions() -> None:
     assert (one.commit, one.last, one.rise) == ("c6", "c5", False)
 
 
+def test_a_rise_that_is_partly_fixed_is_an_open_regression() -> None:
+    rows = [
+        tidy(value=value, commit=f"c{n}", commit_date=f"2026-01-{n + 1:02}")
+        for n, value in enumerate([10] * 6 + [16] * 6 + [12] * 6)
+    ]
+    text = words(page.render(as_read(rows), [], None, None))
+    opened = text[text.index("Open regressions") : text.index("more change")]
+    assert "c6 10 ms 16 ms +60.0 % 99.9 % worse, open, partly fixed in c12" in opened
+
+
 def test_changes_of_all_dtypes_are_a_row_and_a_few_bytes_are_listed_below(monkeypatch) -> None:
     rows = [
         tidy(impl=impl, dtype=dtype, metric="saved_memory", unit="bytes")
