@@ -20,12 +20,13 @@ class Step:
     Log-probabilities are measured as a linear loss, the mean of -log p.
     """
 
-    def __init__(self, loss: impls.Loss, given: Mapping[str, Any]):
+    def __init__(self, loss: impls.Loss, given: Mapping[str, Any], copy: Tensor | None = None):
+        """``copy``: a tensor like the input, for a loss to overwrite; by default a new copy."""
         self.level = loss.level
         self.loss = loss.as_linear() if loss.level == "logprobs" else loss
         self.name = loss.name
         self.given = given  # tensors and options, by the names of the loss's arguments
-        self.arguments = self.own()
+        self.arguments = self.own(copy)
         self.leaves = [
             self.arguments[name].requires_grad_() for name in oracle.DIFFERENTIABLE if name in given
         ]
@@ -35,11 +36,18 @@ class Step:
         leaf = self.leaves[0]
         self.grad = torch.full(shape, 0.75, dtype=leaf.dtype, device=leaf.device)
 
-    def own(self) -> dict[str, Any]:
+    @property
+    def overwrites_input(self) -> bool:
+        return getattr(self.loss.support, "overwrites_input", False)  # old revisions lack it
+
+    def own(self, copy: Tensor | None = None) -> dict[str, Any]:
         """The arguments to call the loss with. An input that the loss overwrites is a copy."""
-        if not getattr(self.loss.support, "overwrites_input", False):  # old revisions lack it
+        if not self.overwrites_input:
             return dict(self.given)
-        return {**self.given, "input": self.given["input"].detach().clone()}
+        return {
+            **self.given,
+            "input": self.given["input"].detach().clone() if copy is None else copy,
+        }
 
     def renew_input(self) -> None:
         """Write the given input over what the loss made of its own copy of it."""
@@ -156,9 +164,9 @@ class ShardedStep(Step):
         return {name: tensor.to(self.grad.device) for name, tensor in part.items()}
 
 
-def step_of(loss: impls.Loss, given: Mapping[str, Any]) -> Step:
-    """The step of ``loss`` at its level."""
-    return (ShardedStep if loss.level == "sharded" else Step)(loss, given)
+def step_of(loss: impls.Loss, given: Mapping[str, Any], copy: Tensor | None = None) -> Step:
+    """The step of ``loss`` at its level. ``copy`` is what a loss may overwrite, as in ``Step``."""
+    return (ShardedStep if loss.level == "sharded" else Step)(loss, given, copy)
 
 
 def converted(given: Mapping[str, Any], device: str, dtype: str | None = None) -> dict[str, Any]:

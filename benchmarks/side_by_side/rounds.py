@@ -70,9 +70,11 @@ def measure(
         yield exact_row(reference.name, "sent", "bytes", reference.sent_bytes())
         yield exact_row(reference.name, "collectives", "count", reference.collectives)
     steps: dict[str, Step | Reference] = {reference.name: reference}
+    copy = None  # all losses that overwrite their input share a copy of it
     for loss in correct:
-        if step := failures.attempt(loss.name, step_of, loss, tensors):
+        if step := failures.attempt(loss.name, step_of, loss, tensors, copy):
             steps[loss.name] = step
+            copy = step.arguments["input"] if step.overwrites_input else copy
     sampler = Sampler(steps, device)
     samples: Samples = {}
     noisy: set[tuple[str, str]] = set()
@@ -210,7 +212,7 @@ def errors_and_memory(
 def missing_memory(step: Step, peak: int) -> str:
     """Why the peak memory of ``step`` is too small, in words; empty if it is not."""
     made = sum(leaf.nbytes for leaf in step.leaves)
-    if peak >= made or getattr(step.loss.support, "overwrites_input", False):
+    if peak >= made or step.overwrites_input:
         return ""
     return (
         f"its peak memory of {peak / 2**20:.1f} MiB is below its gradients' {made / 2**20:.1f}, so "

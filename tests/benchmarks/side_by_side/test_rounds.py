@@ -9,6 +9,7 @@ import impls
 from benchmarks.options import append_rows
 from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.rows import exact_row
+from benchmarks.side_by_side.sampler import Sampler
 from benchmarks.workloads import workload
 
 COLUMNS = ["impl", "metric", "value"]
@@ -55,3 +56,22 @@ def test_noisy_times_are_measured_once_more_and_marked_if_they_stay_so(
     noisy = {(row["impl"], row["metric"]) for row in rows if row.get("noisy")}
     assert noisy == again
     assert not list(calls)  # twice, and no more
+
+
+def test_losses_that_overwrite_their_input_share_a_copy_of_it(monkeypatch) -> None:
+    samplers = []
+
+    class Recorded(Sampler):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            samplers.append(self)
+
+    monkeypatch.setattr(rounds, "Sampler", Recorded)
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
+    names = ["logits.native_in_place", "logits.fused_in_place", "logits.builtin"]
+    tensors = workload("tinystories_1m@8").tensors("logits", "float32")
+    losses = [impls.load(name) for name in names]
+    rows = list(rounds.measure(losses, tensors, "float32", "cpu", ["forward_backward"]))
+    assert {row["impl"] for row in rows if row["metric"] == "forward_backward"} >= {*names}
+    inputs = [samplers[0].steps[name].arguments["input"].data_ptr() for name in names]
+    assert inputs[0] == inputs[1] != inputs[2] == tensors["input"].data_ptr()
