@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from typing import ClassVar
@@ -76,6 +77,18 @@ def test_other_profiles_leave_out_nothing_and_have_all_their_rounds(monkeypatch)
     settings = runpy.run_path(str(ROOT / "benchmarks" / "suite.py"))
     assert settings["SECONDS"] is None
     assert settings["LEFT_OUT"] == set()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_lets_python_keep_bytecode(monkeypatch) -> None:
+    """pip compiles none, so each process of ``make bench`` would compile all its imports again."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    command = ["make", "--file", "Makefile", "--file", "-", "shown"]
+    shown = subprocess.run(
+        command, cwd=ROOT, input="shown: ; @env", capture_output=True, text=True, check=True
+    ).stdout
+    assert "PATH=" in shown
+    assert "PYTHONDONTWRITEBYTECODE" not in shown
 
 
 def cell(impl: str) -> tuple[str, str, str]:
