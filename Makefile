@@ -17,7 +17,8 @@ bench: .venv/ready
 	git diff --quiet HEAD -- impls || { echo "impls/ differs from HEAD: commit it, or measure it with 'python -m benchmarks'"; exit 1; }
 	asv machine --yes > /dev/null
 	# The C++ kernel compiles while asv starts. No round begins before linear.fused, which waits for it,
-	# has had its first call. If it is not measured, nothing would wait. The suite prints errors.
+	# has had its first call. BENCHMARK_LOSSES may leave it out: then nothing compiles here. The suite
+	# itself prints what is wrong with the compiler.
 	test -n "$${BENCHMARK_LOSSES-}" || \
 		python -c 'from impls.kernels import cross_entropy; cross_entropy.library()' > /dev/null 2>&1 &
 	# asv's 2: a benchmark failed, as one of a loss that is wrong here does. The others have times.

@@ -101,8 +101,6 @@ if PROFILE not in PROFILES:
 CHOSEN = set(filter(None, os.environ.get("BENCHMARK_LOSSES", "").split(",")))
 # It takes fifteen times as long as the others: more than half of each round.
 LEFT_OUT = {"linear.torch_chunked"} if PROFILE == "quick" else set()
-# Seconds that all rounds of a level may take together. None is the default of ``rounds``.
-SECONDS = 12.0 if PROFILE == "quick" else None
 
 TIMED = ("forward", "forward_backward")
 TIMED_BY_ASV = ("regular", "large")  # profiles in which asv times each cell itself too
@@ -177,7 +175,7 @@ class Suite(ABC):
                 continue
             if not losses:  # the commit has none of this level
                 continue
-            for row in rounds.measure(losses, inputs, dtype, self.device, TIMED, SECONDS):
+            for row in rounds.measure(losses, inputs, dtype, self.device, TIMED):
                 of_cell = numbers.setdefault((row["impl"], name, dtype), {"noisy": 0})
                 of_cell[row["metric"]] = row["samples"] if "samples" in row else row["value"]
                 of_cell["noisy"] += row.get("noisy", 0)

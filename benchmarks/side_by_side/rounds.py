@@ -37,7 +37,6 @@ def measure(
     dtype: str,
     device: str,
     passes: Sequence[str],
-    seconds: float | None = None,
 ) -> Iterator[Row]:
     """Rows (impl, metric, unit, value, ci_low, ci_high, n) of one level's losses and its reference.
 
@@ -51,10 +50,8 @@ def measure(
     ``refusals`` names. A loss that raises has a row "failed" and no further numbers. ``tensors``
     keep their addresses, but their rows change places.
 
-    All rounds may take ``seconds`` together, by default ``SECONDS`` of the device. All ranks
-    measure a sharded loss in lock step, and each of them gets the same rows.
+    All ranks measure a sharded loss in lock step, and each of them gets the same rows.
     """
-    seconds = SECONDS[device] if seconds is None else seconds
     failures = Failures(device)
     memory.freeze_objects()  # what was imported
 
@@ -84,8 +81,8 @@ def measure(
     refused: set[str] = set()
     interruption = None
     try:
-        for samples, noisy in checked_rounds(sampler, passes, failures, seconds):  # noqa: B007
-            pass  # the last is used below
+        for samples, noisy in checked_rounds(sampler, passes, failures):  # noqa: B007  used below
+            pass
         refused = refusals.wrong_results(sampler, passes, budget, failures)
     except (KeyboardInterrupt, DeviceLost) as error:
         interruption = error
@@ -98,7 +95,7 @@ def measure(
 
 
 def checked_rounds(
-    sampler: Sampler, passes: Sequence[str], failures: Failures, seconds: float
+    sampler: Sampler, passes: Sequence[str], failures: Failures
 ) -> Iterator[tuple[Samples, set[tuple[str, str]]]]:
     """The samples so far and their noisy cells, after each round.
 
@@ -107,7 +104,7 @@ def checked_rounds(
     """
     reference = next(name for name, step in sampler.steps.items() if isinstance(step, Reference))
     samples: Samples = defaultdict(list)
-    for sample in take_rounds(sampler, passes, failures, seconds):
+    for sample in take_rounds(sampler, passes, failures):
         samples[sample.impl, sample.metric].append(sample)
         yield samples, set()
     noisy = noisy_cells(samples, reference)
@@ -118,7 +115,7 @@ def checked_rounds(
     names = ", ".join(again)
     print(f"measured again, as the machine was not steady: {names}", file=sys.stderr)
     second: Samples = defaultdict(list)
-    for sample in take_rounds(sampler, again, failures, seconds, extras=False):
+    for sample in take_rounds(sampler, again, failures, extras=False):
         second[sample.impl, sample.metric].append(sample)
     noisy_again = noisy_cells(second, reference)
     for metric in again:
@@ -243,11 +240,7 @@ def memory_rows(step: Step, device: str) -> Iterator[Row]:
 
 
 def take_rounds(
-    sampler: Sampler,
-    passes: Sequence[str],
-    failures: Failures,
-    seconds: float,
-    extras: bool = True,
+    sampler: Sampler, passes: Sequence[str], failures: Failures, extras: bool = True
 ) -> Iterator[Sample]:
     """Sample each pass of each step once a round. Each round has a random order.
 
@@ -262,7 +255,7 @@ def take_rounds(
     for cell in track(cells, "warm-up", name=" ".join):
         failures.attempt(cell[0], sampler.take, *cell)
     least, most = ROUNDS
-    fitting = int(seconds / torchrun.largest(time.monotonic() - start))
+    fitting = int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start))
     fitting -= 1  # for the last round, of ``refusals``
     order = random.Random(0)
     for _ in track(range(max(least, min(most, fitting))), "rounds"):

@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -41,7 +40,7 @@ def numbers():
         ["float32"],
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.suite.SECONDS", 0.0)
+        patch.setattr(rounds, "SECONDS", {"cpu": 0.0})
         return Suite().setup_cache()
 
 
@@ -52,7 +51,7 @@ def test_progress_and_what_is_skipped_are_seen_while_asv_waits(
     file = tmp_path / "stderr"
     monkeypatch.setenv("BENCHMARK_STDERR", str(file))
     monkeypatch.setattr(progress, "LINES", 0.0)
-    monkeypatch.setattr("benchmarks.suite.SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
     names = ["logits.builtin", "logits.of_tomorrow"]
     logits.CPU().measure([names, ["tinystories_1m@8"], ["float32"]])
     shown = file.read_text()
@@ -65,18 +64,11 @@ def test_the_quick_profile_leaves_out_what_takes_longer_than_all_others(
     monkeypatch, capsys
 ) -> None:
     monkeypatch.delenv("BENCHMARK_STDERR", raising=False)
-    monkeypatch.setattr("benchmarks.suite.SECONDS", 0.0)
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
     names = ["linear.builtin", "linear.torch_chunked"]
     found = linear.CPU().measure([names, ["tinystories_1m@8"], ["float32"]])
     assert {impl for impl, *_ in found} == {"linear.builtin", "linear.reference"}
     assert "skipped: linear.torch_chunked takes too long for quick\n" in capsys.readouterr().err
-
-
-def test_other_profiles_leave_out_nothing_and_have_all_their_rounds(monkeypatch) -> None:
-    monkeypatch.setenv("BENCHMARK_PROFILE", "history")
-    settings = runpy.run_path(str(ROOT / "benchmarks" / "suite.py"))
-    assert settings["SECONDS"] is None
-    assert settings["LEFT_OUT"] == set()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

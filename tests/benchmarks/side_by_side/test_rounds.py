@@ -47,11 +47,12 @@ def test_memory_is_measured_without_a_search_through_all_that_is_imported(monkey
     """A search for garbage takes 0.2 s, and a loss's memory takes four."""
     searched = []
     monkeypatch.setattr(memory, "peak_memory", lambda *_: searched.append(len(gc.get_objects())))
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
     monkeypatch.setattr(rounds, "missing_memory", lambda *_: "it was not measured")
     tensors = workload("tinystories_1m@8").tensors("logits", "float32")
     gc.unfreeze()
     alive = len(gc.get_objects())
-    list(rounds.measure([impls.load("logits.eager")], tensors, "float32", "cpu", ["forward"], 0.0))
+    list(rounds.measure([impls.load("logits.eager")], tensors, "float32", "cpu", ["forward"]))
     assert searched[0] < alive / 10
 
 
