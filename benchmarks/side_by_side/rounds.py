@@ -53,6 +53,7 @@ def measure(
     All ranks measure a sharded loss in lock step, and each of them gets the same rows.
     """
     failures = Failures(device)
+    memory.freeze_objects()  # what was imported
 
     def first_call(loss: impls.Loss) -> Iterator[Row]:
         step = step_of(loss, tensors)
@@ -62,6 +63,7 @@ def measure(
         yield exact_row(loss.name, "first_call", "s", seconds)
 
     yield from rows_of_each("first calls", losses, failures, first_call)
+    memory.freeze_objects()  # what was compiled
     correct, budget = yield from errors_and_memory(losses, tensors, dtype, failures)
     memory.free_cache(device)
     reference = REFERENCES[losses[0].level](tensors)

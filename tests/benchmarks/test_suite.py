@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from typing import ClassVar
@@ -68,6 +69,18 @@ def test_the_quick_profile_leaves_out_what_takes_longer_than_all_others(
     found = linear.CPU().measure([names, ["tinystories_1m@8"], ["float32"]])
     assert {impl for impl, *_ in found} == {"linear.builtin", "linear.reference"}
     assert "skipped: linear.torch_chunked takes too long for quick\n" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_lets_python_keep_bytecode(monkeypatch) -> None:
+    """pip compiles none, so each process of ``make bench`` would compile all its imports again."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    command = ["make", "--file", "Makefile", "--file", "-", "shown"]
+    shown = subprocess.run(
+        command, cwd=ROOT, input="shown: ; @env", capture_output=True, text=True, check=True
+    ).stdout
+    assert "PATH=" in shown
+    assert "PYTHONDONTWRITEBYTECODE" not in shown
 
 
 def cell(impl: str) -> tuple[str, str, str]:

@@ -1,11 +1,13 @@
 """The rounds, and the CSV that ``python -m benchmarks`` adds their rows to."""
 
+import gc
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import impls
+from benchmarks.measure import memory
 from benchmarks.options import append_rows
 from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.rows import exact_row
@@ -40,6 +42,19 @@ def test_a_run_without_rows_leaves_the_file_empty(tmp_path) -> None:
     file = tmp_path / "rows.csv"
     assert list(append_rows(file, [], COLUMNS)) == []
     assert file.read_text() == ""
+
+
+def test_memory_is_measured_without_a_search_through_all_that_is_imported(monkeypatch) -> None:
+    """A search for garbage takes 0.2 s, and a loss's memory takes four."""
+    searched = []
+    monkeypatch.setattr(memory, "peak_memory", lambda *_: searched.append(len(gc.get_objects())))
+    monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0})
+    monkeypatch.setattr(rounds, "missing_memory", lambda *_: "it was not measured")
+    tensors = workload("tinystories_1m@8").tensors("logits", "float32")
+    gc.unfreeze()
+    alive = len(gc.get_objects())
+    list(rounds.measure([impls.load("logits.eager")], tensors, "float32", "cpu", ["forward"]))
+    assert searched[0] < alive / 10
 
 
 @pytest.mark.parametrize("again", [set(), {("logits.builtin", "forward")}])
