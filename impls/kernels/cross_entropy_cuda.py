@@ -92,8 +92,8 @@ def check(result: tuple[Any, ...]) -> Any:
 
 def macros(dtype: int, split: Shape, with_grad: bool) -> list[str]:
     """A compiler's options that define what the source leaves open."""
-    values = {name.upper(): number for name, number in split._asdict().items()}
-    values |= {"DTYPE": dtype, "WITH_GRAD": int(with_grad)}
+    values = {"DTYPE": dtype, "WITH_GRAD": int(with_grad), "CLUSTER": split.cluster}
+    values |= {"WARPS": split.warps, "SLOTS": split.slots, "STRIP": split.strip}
     return [f"-D{name}={value}" for name, value in values.items()]
 
 

@@ -143,7 +143,7 @@ def test_a_triton_kernel_reads_and_writes_once_by_its_fake_implementation(name, 
 @pytest.mark.parametrize("name", ["logits.triton", "logits.triton_in_place"])
 def test_a_triton_kernel_holds_what_was_measured_on_a_gpu(name: str) -> None:
     [loss, _] = both_levels(name)
-    rows = pd.read_csv(ROOT / "reports" / "measured" / "h200" / "numbers.csv")
+    rows = pd.read_csv(ROOT / "reports" / "measured" / "h100" / "numbers.csv")
     cells = rows[rows["impl"] == name].pivot_table("value", ["workload", "dtype"], "metric")
     assert len(cells)
     for (size, dtype), measured in cells.iterrows():
