@@ -76,10 +76,10 @@ def with_leads(rows: pd.DataFrame, page: pd.DataFrame) -> pd.DataFrame:
 def newest(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the last run of each implementation.
 
-    In each place these are of the most recent commit, and of an older commit if an implementation
-    was not measured since.
+    In each place these are of the most recent commit in any file, and of an older commit if an
+    implementation was not measured since.
     """
-    where = ("source", "machine", "device", "hardware", "threads", "allocator")
+    where = ("machine", "device", "hardware", "threads", "allocator")
     place = [rows[name] for name in where]
     cell = [*place, rows["impl"].map(level_of), rows["workload"], rows["text"], rows["dtype"]]
     date = commit_dates(rows)

@@ -2,6 +2,7 @@
 
 import re
 
+import pandas as pd
 import pytest
 
 from reports.analysis.selection import measured, newest
@@ -26,6 +27,16 @@ def test_table_shows_the_newest_commit_of_each_machine() -> None:
         ]
     )
     assert newest(rows)["commit"].tolist() == ["new", "only"]
+
+
+def test_an_older_commit_in_another_file_is_not_shown_beside_the_newest() -> None:
+    """A committed history is such a file."""
+    older = {"source": "history.csv", "commit": "old", "commit_date": "2026-01-01"}
+    history = as_read([tidy(**older), tidy(**older, impl="logits.gone")])
+    now = as_read([tidy(source="asv", commit="new", commit_date="2026-01-02")])
+    rows = pd.concat([history, now], ignore_index=True)
+    assert newest(rows[rows["impl"] != "logits.gone"])["commit"].tolist() == ["new"]
+    assert newest(rows)["commit"].tolist() == ["old", "old", "new"]  # a loss that is only there
 
 
 def test_different_runs_are_not_mixed() -> None:
