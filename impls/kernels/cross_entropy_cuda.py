@@ -46,6 +46,7 @@ class Shape(NamedTuple):
         return self.warps * self.slots * self.strip * 16
 
 
+@functools.cache
 def shape(vocab: int, itemsize: int) -> Shape | None:
     """The smallest cluster that holds the most rows, or None if the rows are too long."""
     loaded = 16 // itemsize
