@@ -32,14 +32,18 @@ def check_strides(loss: impls.Loss) -> None:
         if name not in tensors:
             continue
         tensor = tensors[name]
+        transposed = tensor.T.contiguous().T
         for about, view in {
-            "transposed": tensor.T.contiguous().T,
+            "transposed": transposed,
             "every second column of a wider tensor": tensor.repeat_interleave(2, 1)[:, ::2],
             "every second row of a longer tensor": tensor.repeat_interleave(2, 0)[::2],
             "part of a larger tensor": torch.nn.functional.pad(tensor, (3, 2, 1, 4))[1:-4, 3:-2],
             "one column expanded": tensor[:, :1].expand_as(tensor),
         }.items():
             judge(loss, case, {**tensors, name: view}, f"{name} {about}")
+        # Forward may make the gradient of a mean in this layout, for backward to multiply.
+        mean = replace(case, reduction="mean").fit(loss)
+        judge(loss, mean, {**tensors, name: transposed}, f"{name} transposed")
     tensors = case.tensors(loss)
     strided = tensors["target"].repeat_interleave(3)[::3]
     judge(loss, case, {**tensors, "target": strided}, "target every third of a longer tensor")

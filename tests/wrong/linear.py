@@ -32,6 +32,7 @@ BUGS = {
     "frozen_input": ("frozen", "if the input is frozen, the weight has no gradient"),
     "autocast": ("autocast", "under autocast, hidden states and weight of different dtypes raise"),
     "scaled_in_place": ("backward_twice", "backward scales the saved gradients in place"),
+    "unscaled_layout": ("strides", "a mean's upstream gradient does not reach a transposed input"),
     "not_detached": (
         "tied_weights",
         "the gradients of forward count the way from the weight to the input too",
@@ -89,6 +90,12 @@ class Loss(torch.autograd.Function):
             upstream = upstream * (torch.arange(n) < n // 2 * 2)
         g = (p - one_hot) * upstream[:, None]
         grad_input = (g.to(input.dtype) @ weight).to(input.dtype)
+        if (
+            bug == "unscaled_layout"
+            and not input.is_contiguous()
+            and len(set(upstream.tolist())) == 1
+        ):
+            grad_input /= upstream[0] * n
         for_weight = g
         if bug == "ignored_weight" and n:
             for_weight = (p - one_hot) * upstream.where(counts, upstream.abs().max())[:, None]

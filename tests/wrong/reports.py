@@ -22,6 +22,7 @@ REPORTS = {
     "all_ignored_is_zero": (LIGER, FLA),
     "column_major": (LIGER,),
     "scaled_in_place": (LIGER, FLA),
+    "unscaled_layout": ("[Liger-Kernel 0.8.4](findings.md#liger-kernel-081-to-084)",),
     "second_derivative": (
         f"[torch 2.13.0]({TORCH}-once_differentiable-lets-a-gradient-penalty-pass-for-a-constant)",
         LIGER,
