@@ -118,8 +118,7 @@ class Support:
 
     ``deviations`` are the properties of the gate that a rival is known to lack, by name, each with
     what the rival does instead. The gate fails if a declared deviation does not show, so that the
-    declaration is removed. ``cpu_deviations`` are added
-    on a CPU, and ``cuda_deviations`` on CUDA.
+    declaration is removed. ``cpu_deviations`` are added on a CPU, and ``cuda_deviations`` on CUDA.
     """
 
     devices: tuple[str, ...] = ("cpu", "cuda")

@@ -44,13 +44,11 @@ class Step:
         """The arguments to call the loss with. An input that the loss overwrites is a copy."""
         if not self.overwrites_input:
             return dict(self.given)
-        return {
-            **self.given,
-            "input": self.given["input"].detach().clone() if copy is None else copy,
-        }
+        copy = self.given["input"].detach().clone() if copy is None else copy
+        return {**self.given, "input": copy}
 
     def renew_input(self) -> None:
-        """Write the given input over what the loss made of its own copy of it."""
+        """Write the given input over what a loss made of the copy."""
         self.arguments["input"].data.copy_(self.given["input"].data)
 
     def swap_rows(self, rows: tuple[int, int], names: Iterable[str] = ("input", "target")) -> None:

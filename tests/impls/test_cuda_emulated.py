@@ -146,13 +146,12 @@ def test_no_register_spills(tmp_path: Path) -> None:
     pytest.importorskip("cuda.bindings.nvrtc", reason="torch for a CPU has no compiler of CUDA")
     triton = pytest.importorskip("triton", reason="its package has NVIDIA's tools")
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    for dtype in kernel.DTYPES.values():
-        itemsize = next(key.itemsize for key, number in kernel.DTYPES.items() if number == dtype)
-        for row in (2, 2**14, 2**17, 2**18, 2**19):  # bytes
-            split = kernel.shape(row // itemsize, itemsize)
+    for dtype, number in kernel.DTYPES.items():
+        for row in (4, 2**14, 2**17, 2**18, 2**19):  # bytes
+            split = kernel.shape(row // dtype.itemsize, dtype.itemsize)
             assert split is not None
             file = tmp_path / "kernel.cubin"
-            file.write_bytes(kernel.cubin(dtype, split, True))
+            file.write_bytes(kernel.cubin(number, split, True))
             command = [str(tool), "-res-usage", str(file)]
             usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             assert re.search(r"STACK:0 .*LOCAL:0 ", usage), usage
