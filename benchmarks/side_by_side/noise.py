@@ -1,14 +1,16 @@
 """Which times of a run did not pass its checks.
 
-All times are checked as ratios to the reference's within rounds, as a shared machine changes its
-speed from round to round. A time is noisy in three cases:
+A shared machine changes its speed from round to round. So a time is divided by the geometric mean
+of the other times of its round. It is noisy in three cases:
 
 - The 95 % interval of its median ratio is wider than ``SCATTER`` of the ratio, on either side.
 - Its median ratio in the first half of the rounds differs from that in the second half by more than
   ``DRIFT``, and by more than three standard errors.
 - Its forward takes longer than its forward and backward together.
 
-The reference's own times are checked for scatter and drift too, with ``REFERENCE_SCATTER``.
+The reference's own times are not divided. They are checked for scatter and drift in the same way,
+with ``REFERENCE_SCATTER``. A loss is not divided by the reference alone: a neighbour that takes
+memory bandwidth slows a copy down more than it slows a loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +29,14 @@ def noisy_times(samples: Samples, reference: str) -> set[tuple[str, str]]:
     noisy = set()
     for impl, metric in samples:
         times = np.asarray(samples[impl, metric])
-        base = np.asarray(samples.get((reference, metric), ()))
-        is_reference = impl == reference or len(base) != len(times)
-        ratios = times if is_reference else times / base
-        if not is_steady(ratios, REFERENCE_SCATTER if is_reference else SCATTER):
+        others = [
+            np.log(other)
+            for (name, of), other in samples.items()
+            if name != impl and of == metric and len(other) == len(times)
+        ]
+        alone = impl == reference or not others
+        ratios = times if alone else times / np.exp(np.mean(others, axis=0))
+        if not is_steady(ratios, REFERENCE_SCATTER if alone else SCATTER):
             noisy.add((impl, metric))
     for impl in {impl for impl, _ in samples}:
         forward, both = (samples.get((impl, name), ()) for name in ("forward", "forward_backward"))

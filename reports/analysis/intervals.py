@@ -1,10 +1,16 @@
 """Confidence intervals of samples."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
+
+# The standard deviation, between runs, of the log-ratio of a loss's time to builtin's. Neighbours
+# take memory bandwidth in some minutes, which does not slow all losses equally
+# (docs/experiments/0036-what-two-runs-share.md; 0031 for a GPU).
+BETWEEN_RUNS = {"cpu": 0.06, "cuda": 0.005}
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
@@ -17,6 +23,18 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
     ordered = sorted(samples)
     low, high = _ranks(len(ordered))
     return float(np.median(ordered)), float(ordered[low]), float(ordered[high])
+
+
+def half_width(ratios: Sequence[float], device: str) -> float:
+    """Half of the 95 % interval of the median of ``ratios``, for any run on this machine.
+
+    ``ratios`` are those of one run, round by round. The scatter of its rounds and ``BETWEEN_RUNS``
+    are added as independent errors.
+    """
+    middle, low, high = median_interval(ratios)
+    of_rounds = math.log(high / low) / 2
+    of_runs = 1.96 * BETWEEN_RUNS.get(device, BETWEEN_RUNS["cpu"])
+    return middle * math.hypot(of_rounds, of_runs)
 
 
 @functools.cache

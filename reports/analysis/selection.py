@@ -4,11 +4,13 @@ import csv
 import functools
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from reports.analysis.intervals import half_width
 from reports.readers.schema import commit_dates
 
 RUN = ["source", "machine", "device", "hardware", "commit", "torch", "threads", "allocator"]
@@ -171,10 +173,31 @@ def multiples(cell: pd.DataFrame, values: pd.DataFrame, base: str) -> pd.DataFra
     """
     columns = [*METRICS, TOTAL]
     ratios = values[columns] / values[columns].reindex([base]).iloc[0]
+    for impl, metric, of_rounds in ratios_of_rounds(cell, base):
+        ratios.loc[impl, metric] = np.median(of_rounds)
+    return ratios.assign(**{TOTAL: ratios[pass_of_total(values)]})
+
+
+def half_widths(cell: pd.DataFrame, values: pd.DataFrame, base: str, metric: str) -> pd.Series:
+    """Half of the 95 % interval of each of ``multiples`` of a time, for any run on the machine.
+
+    It is nan where samples were not kept, and for ``base`` itself.
+    """
+    wanted = pass_of_total(values) if metric == TOTAL else metric
+    device = cell["device"].iloc[0]
+    found = {
+        impl: half_width(list(of_rounds), device)
+        for impl, name, of_rounds in ratios_of_rounds(cell, base)
+        if name == wanted and impl != base
+    }
+    return pd.Series(found, dtype=float).reindex(values.index)
+
+
+def ratios_of_rounds(cell: pd.DataFrame, base: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(impl, metric, the ratios of its samples to those of ``base``) where both kept all rounds."""
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     samples = last["samples"].map(np.asarray)
     for (impl, metric), taken in samples.items():
         of_base = samples.get((base, metric), np.empty(0))
         if metric in METRICS and len(taken) == len(of_base) > 0:
-            ratios.loc[impl, metric] = np.median(taken / of_base)
-    return ratios.assign(**{TOTAL: ratios[pass_of_total(values)]})
+            yield impl, metric, taken / of_base

@@ -13,6 +13,7 @@ from reports.analysis.selection import (
     SORTED_BY,
     TOTAL,
     cells,
+    half_widths,
     level_of,
     measured,
     multiples,
@@ -46,10 +47,10 @@ def show(rows: pd.DataFrame, console: Console | None = None) -> None:
 def legend(rows: pd.DataFrame) -> Iterator[str]:
     """What the columns and marks of ``rows`` mean."""
     yield (
-        "× builtin: the time divided by the time of PyTorch's own loss. × reference: divided by "
-        "the time to copy the logits, or of the matrix products alone. error: the relative error "
-        "of the gradients, against float64. "
-        "peak MiB: what forward and backward allocate."
+        "× builtin: the time divided by the time of PyTorch's own loss. ±: half of its 95 % "
+        "interval, for any run on this machine. × reference: divided by the time to copy the "
+        "logits, or of the matrix products alone. error: the relative error of the gradients, "
+        "against float64. peak MiB: what forward and backward allocate."
     )
     if rows["noisy"].any():
         yield f"{NOISY} noisy: the time did not pass its checks, also when it was measured again."
@@ -96,9 +97,15 @@ def _columns(
         times = zip(marks, values[main], strict=True)
         yield f"{PASSES[main]}, ms", [mark + number(value) for mark, value in times]
         for base in ("builtin", "reference"):
-            if f"{level}.{base}" in values.index:
-                ratios = multiples(cell, values, f"{level}.{base}")[main]
-                yield f"×\n{base}", [number(ratio) for ratio in ratios]
+            name = f"{level}.{base}"
+            if name not in values.index:
+                continue
+            mark = NOISY if name in noisy else ""
+            ratios = multiples(cell, values, name)[main].items()
+            yield f"×\n{base}", [(mark if impl != name else "") + number(x) for impl, x in ratios]
+            widths = half_widths(cell, values, name, main)
+            if base == "builtin" and widths.notna().any():
+                yield "±", [number(width) for width in widths]
     yield from _numbers(values, "peak_memory", "peak\nMiB", MEBIBYTE)
     if values["error"].notna().any():
         yield "error", [error(value) for value in values["error"]]

@@ -36,6 +36,16 @@ def test_a_machine_that_slows_down_makes_the_reference_noisy_and_no_ratio() -> N
     }
 
 
+def test_memory_that_slows_down_makes_the_reference_noisy_and_no_loss() -> None:
+    rng = np.random.default_rng(0)
+    memory = np.r_[np.ones(10), 1.5 * np.ones(10)]
+    losses = {f"logits.{n}": 10 * memory**0.1 * rng.normal(1, 0.02, 20) for n in range(4)}
+    times = {REFERENCE: memory * rng.normal(1, 0.02, 20), **losses}
+    assert noisy_times(
+        {(impl, "forward"): list(taken) for impl, taken in times.items()}, REFERENCE
+    ) == {(REFERENCE, "forward")}
+
+
 def test_a_loss_that_scatters_or_drifts_is_noisy() -> None:
     both = {("logits.eager", "forward"), ("logits.eager", "forward_backward")}
     assert noisy_times(run(scatter=0.5), REFERENCE) == both

@@ -1,8 +1,8 @@
-"""The interval of a median."""
+"""The intervals of a median and of a ratio."""
 
 import numpy as np
 
-from reports.analysis.intervals import median_interval
+from reports.analysis.intervals import BETWEEN_RUNS, half_width, median_interval
 
 
 def test_median_interval_covers_as_often_as_it_says() -> None:
@@ -16,3 +16,18 @@ def test_median_interval_covers_as_often_as_it_says() -> None:
 
 def test_median_interval_of_few_samples_is_their_range() -> None:
     assert median_interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+
+
+def test_the_ratios_of_two_runs_agree_as_often_as_their_half_widths_say() -> None:
+    generator = np.random.default_rng(0)
+
+    def run() -> tuple[float, float]:
+        of_run = 2 * generator.lognormal(0, BETWEEN_RUNS["cpu"])
+        rounds = of_run * generator.lognormal(0, 0.1, 15)
+        return float(np.median(rounds)), half_width(rounds, "cpu")
+
+    agree = 0
+    for _ in range(1000):
+        (one, of_one), (other, of_other) = run(), run()
+        agree += abs(one - other) <= np.hypot(of_one, of_other)
+    assert 930 <= agree <= 980

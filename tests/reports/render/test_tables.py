@@ -118,13 +118,30 @@ def test_terminal_summary_and_page_take_a_ratio_within_rounds(capsys) -> None:
             tables.render(frame),
             words(page.render(frame, [], None, None)),
         )
-        found = [re.search(r"eager\W+6\.00.*? (\d\.\d\d) +(\d\.\d\d)\b", one) for one in told[:2]]
+        found = [
+            re.search(r"eager\W+6\.00.*? (\d\.\d\d)(?: +0\.24)? +(\d\.\d\d)\b", one)
+            for one in told[:2]
+        ]
         found.append(re.search(r"eager 6\.00 12\.00 to 13\.00 (\S+) (\S+)", told[2]))
         return [list(one.groups()) for one in found]
 
     assert shown(rows) == 3 * [["2.00", "2.00"]]
     without = [row | {"samples": ""} for row in rows]
     assert shown(without) == 3 * [["6.00", "6.00"]]
+
+
+def test_the_terminal_marks_each_multiple_of_a_noisy_reference(capsys) -> None:
+    rows = [
+        tidy(impl=f"logits.{name}", metric="forward_backward", value=ms, samples=f"{ms} {ms}")
+        | {"noisy": int(name == "reference")}
+        for name, ms in (("reference", 2.0), ("fused", 5.0), ("builtin", 10.0))
+    ]
+    tables.show(as_read(rows))
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.split()[0]: line.split()[1:5] for line in lines if len(line.split()) > 4}
+    assert cells["reference"][:2] == ["~2.00", "0.20"]
+    assert cells["fused"] == ["5.00", "0.50", "0.06", "~2.50"]
+    assert cells["builtin"] == ["10.00", "1.00", "-", "~5.00"]
 
 
 def test_numbers_of_different_texts_are_not_mixed() -> None:
