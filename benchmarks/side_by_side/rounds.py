@@ -26,6 +26,8 @@ ROUNDS = (9, 60)  # at least, at most
 # fewer seconds: its samples scatter by less than 1 %.
 SECONDS = {"cpu": 20.0, "cuda": 8.0}
 
+MORE = 3  # rounds between two checks whether times that were noisy still are
+
 OUTSIDE = 2**25  # bytes outside torch's allocator that get a line; oneDNN and MKL hold fewer
 
 Samples = dict[tuple[str, str], list[Sample]]  # by implementation and metric, by round
@@ -42,7 +44,7 @@ def measure(
 
     The row of a time has (impl, metric, unit, samples, gpu_state, noisy): the samples are a list in
     the order of the rounds. ``rows.with_interval`` adds the rest. Where times fail the checks of
-    ``noise``, the rounds of their metrics are run once more. Times that fail again are noisy.
+    ``noise``, more rounds follow. Times that still fail are noisy.
 
     First calls, errors and memory come first, each as soon as it is measured. The times of all
     losses follow. Ctrl-C or ``DeviceLost`` ends the rounds: the rows of the samples so far come
@@ -78,58 +80,21 @@ def measure(
             steps[loss.name] = step
             copy = step.arguments["input"] if step.overwrites_input else copy
     sampler = Sampler(steps, device)
-    samples: Samples = {}
-    noisy: set[tuple[str, str]] = set()
+    samples: Samples = defaultdict(list)
     refused: set[str] = set()
     interruption = None
     try:
-        for samples, noisy in checked_rounds(sampler, passes, failures):  # noqa: B007  used below
-            pass
+        take_rounds(sampler, passes, failures, samples)
         refused = refusals.wrong_results(sampler, passes, budget, failures)
     except (KeyboardInterrupt, DeviceLost) as error:
         interruption = error
     refused |= refusals.below_floor(times_of(samples, refused), reference.name)
+    noisy = noisy_times(times_of(samples), reference.name)
     for cell in sorted(cell for cell in samples if cell[0] not in refused):
         yield sampled_row(samples[cell], cell in noisy, sampler.card)
     yield from (exact_row(name, "failed", "count", 1) for name in sorted(failures.names))
     if interruption is not None:
         raise interruption
-
-
-def checked_rounds(
-    sampler: Sampler, passes: Sequence[str], failures: Failures
-) -> Iterator[tuple[Samples, set[tuple[str, str]]]]:
-    """The samples so far and their noisy cells, after each round.
-
-    If some times are noisy after the last round, the rounds of their metrics are run once more. Of
-    the two runs of a metric, the run with fewer noisy times is kept.
-    """
-    reference = next(name for name, step in sampler.steps.items() if isinstance(step, Reference))
-    samples: Samples = defaultdict(list)
-    for sample in take_rounds(sampler, passes, failures):
-        samples[sample.impl, sample.metric].append(sample)
-        yield samples, set()
-    noisy = noisy_cells(samples, reference)
-    again = [name for name in passes if name in {metric for _, metric in noisy}]
-    yield samples, noisy
-    if not again:
-        return
-    names = ", ".join(again)
-    print(f"measured again, as the machine was not steady: {names}", file=sys.stderr)
-    second: Samples = defaultdict(list)
-    for sample in take_rounds(sampler, again, failures, extras=False):
-        second[sample.impl, sample.metric].append(sample)
-    noisy_again = noisy_cells(second, reference)
-    for metric in again:
-        before, after = ({cell for cell in of if cell[1] == metric} for of in (noisy, noisy_again))
-        if len(after) <= len(before):
-            samples |= {cell: taken for cell, taken in second.items() if cell[1] == metric}
-            noisy = (noisy - before) | after
-    yield samples, noisy
-
-
-def noisy_cells(samples: Samples, reference: str) -> set[tuple[str, str]]:
-    return noisy_times(times_of(samples), reference)
 
 
 def times_of(
@@ -242,15 +207,19 @@ def memory_rows(step: Step, device: str) -> Iterator[Row]:
 
 
 def take_rounds(
-    sampler: Sampler, passes: Sequence[str], failures: Failures, extras: bool = True
-) -> Iterator[Sample]:
-    """Sample each pass of each step once a round. Each round has a random order.
+    sampler: Sampler, passes: Sequence[str], failures: Failures, samples: Samples
+) -> None:
+    """Sample each pass of each step once a round, and add the samples to ``samples``.
 
-    A step that raises is left out from then on.
+    Each round has a random order. If some times are noisy after the last round, rounds of their
+    passes follow: until no time is noisy, and at most as many again. A step that raises is left out
+    from then on.
     """
-    cells = [(name, pass_) for name in sampler.steps for pass_ in passes]
-    if extras and "forward_backward" in passes:
-        cells += [(name, extra) for name in sampler.steps for extra in sampler.extras(name)]
+    reference = next(name for name, step in sampler.steps.items() if isinstance(step, Reference))
+    timed = [(name, pass_) for name in sampler.steps for pass_ in passes]
+    has_extras = "forward_backward" in passes
+    extras = [(name, extra) for name in sampler.steps for extra in sampler.extras(name)]
+    cells = timed + (extras if has_extras else [])
     for cell in track(cells, "preparation", name=" ".join):
         failures.attempt(cell[0], sampler.prepare, *cell)
     start = time.monotonic()
@@ -259,7 +228,20 @@ def take_rounds(
     least, most = ROUNDS
     fitting = int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start))
     fitting -= 1  # for the last round, of ``refusals``
+    count = max(least, min(most, fitting))
     order = random.Random(0)
-    for _ in track(range(max(least, min(most, fitting))), "rounds"):
+
+    def take_round(cells: Sequence[tuple[str, str]]) -> None:
         for cell in order.sample(cells, len(cells)):
-            yield from failures.attempt(cell[0], sampler.take, *cell) or []
+            for sample in failures.attempt(cell[0], sampler.take, *cell) or []:
+                samples[sample.impl, sample.metric].append(sample)
+
+    for _ in track(range(count), "rounds"):
+        take_round(cells)
+    noisy: set[str] = set()
+    for done in track(range(count), "more rounds, as the machine was not steady"):
+        if done % MORE == 0:
+            noisy = {pass_ for _, pass_ in noisy_times(times_of(samples), reference)}
+        if not noisy:
+            break
+        take_round([cell for cell in timed if cell[1] in noisy])

@@ -53,7 +53,7 @@ def legend(rows: pd.DataFrame) -> Iterator[str]:
         "against float64. peak MiB: what forward and backward allocate."
     )
     if rows["noisy"].any():
-        yield f"{NOISY} noisy: the time did not pass its checks, also when it was measured again."
+        yield f"{NOISY} noisy: the time did not pass its checks, though it was measured for longer."
     failed = sorted(rows.loc[rows["metric"] == "failed", "impl"].unique())
     if failed:
         yield f"Failed while measured: {', '.join(failed)}. The output of the run has the reason."
@@ -71,7 +71,7 @@ def table(cell: pd.DataFrame, width: int) -> Table:
     columns = {"loss": [_short(str(impl)) for impl in values.index]}
     columns |= dict(_columns(cell, values, main, level, noisy))
     out = Table(box=box.SIMPLE_HEAD, title=escape(title(cell)), title_justify="left")
-    room = width
+    room = width - 1
     kept: list[str] = []
     for name, texts in columns.items():
         room -= max(map(len, [*name.split("\n"), *texts])) + 3

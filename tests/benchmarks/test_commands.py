@@ -67,7 +67,7 @@ def measured(tmp_path_factory) -> tuple[str, pd.DataFrame]:
         for name, value in PINNED_ALLOCATOR.items():
             patch.setenv(name, value)
         patch.setattr(rounds, "SECONDS", {"cpu": 0.0})
-        patch.setattr(rounds, "noisy_times", lambda *_: set())  # nothing is measured again
+        patch.setattr(rounds, "noisy_times", lambda *_: set())  # no more rounds
         of_names = [word for name in names for word in ("--impl", name)]
         code = main(["--workload", "notebook", "--out", str(out), *of_names])
     assert code == 0, said.getvalue()

@@ -112,10 +112,12 @@ def test_work_on_another_stream(capsys) -> None:
 
 def test_backward_in_forward_counts_in_both_and_has_its_times() -> None:
     """It is honest: its backward alone is short, and the total says so."""
+
+    def four_times(input, target, **options):
+        return [gradient_made_in_forward(input, target, **options) for _ in range(4)][-1]
+
     passes = parse(["--pass", "forward", "--pass", "backward"]).passes
-    times = {
-        pass_: min(samples) for pass_, samples in measured(gradient_made_in_forward, passes).items()
-    }
+    times = {pass_: min(samples) for pass_, samples in measured(four_times, passes).items()}
     assert times["backward"] < times["forward"]
     assert times["backward"] < times["forward_backward"] / 2
 

@@ -139,7 +139,7 @@ def measure_in_few_rounds(rank, k: int, params: list[list[str]]):
     """What a rank measures for asv. The counts are the same in any number of rounds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "SECONDS", {"cpu": 0.0})
-        patch.setattr(rounds, "noisy_times", lambda *_: set())  # nothing is measured again
+        patch.setattr(rounds, "noisy_times", lambda *_: set())  # no more rounds
         return sharded.measure_on_rank(rank, k, params)
 
 

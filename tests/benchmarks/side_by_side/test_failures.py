@@ -25,7 +25,7 @@ from reports.render import tables
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch) -> None:
     monkeypatch.setattr(rounds, "SECONDS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setattr(rounds, "noisy_times", lambda *_: set())  # nothing is measured again
+    monkeypatch.setattr(rounds, "noisy_times", lambda *_: set())  # no more rounds
 
 
 def raising(call: int) -> impls.Loss:

@@ -1,13 +1,15 @@
 """Tables: their rows, their order and their multiples."""
 
+import io
 import re
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from reports.analysis.selection import measured, newest
 from reports.analysis.series import groups
-from reports.render import page, tables
+from reports.render import page, tables, terminal
 from tests.reports.rows import as_read, sharded, tidy, words
 
 
@@ -142,6 +144,21 @@ def test_the_terminal_marks_each_multiple_of_a_noisy_reference(capsys) -> None:
     assert cells["reference"][:2] == ["~2.00", "0.20"]
     assert cells["fused"] == ["5.00", "0.50", "0.06", "~2.50"]
     assert cells["builtin"] == ["10.00", "1.00", "-", "~5.00"]
+
+
+@pytest.mark.parametrize("width", range(60, 100))
+def test_the_terminal_cuts_no_number(width: int) -> None:
+    samples = "20.5 20.5 20.5"
+    rows = [
+        tidy(impl=f"logits.{name}", metric=metric, value=20.5, samples=samples)
+        for name in ("builtin", "reference", "native_in_place")
+        for metric in ("forward", "forward_backward", "forward_backward_unit")
+    ]
+    rows += [row | {"metric": "error", "unit": "relative", "value": 2.8e-8} for row in rows[:2]]
+    rows += [row | {"metric": "peak_memory", "unit": "bytes"} for row in rows[:2]]
+    console = Console(width=width, file=io.StringIO())
+    terminal.show(as_read(rows), console)
+    assert "…" not in console.file.getvalue()
 
 
 def test_numbers_of_different_texts_are_not_mixed() -> None:
