@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # This commit's losses, in the environment that is there: asv builds none. A range of commits is
 # for `asv run`, which builds a wheel of each.
 #
-# The C++ kernel and the headers of torch.compile compile while asv starts. No round begins before
+# The headers of torch.compile and the C++ kernel compile while asv starts. No round begins before
 # each loss has had its first call, and linear.fused waits there for the kernel. BENCHMARK_LOSSES may
 # leave it out: then nothing compiles here. The suite itself prints what is wrong with the compiler.
 #
@@ -22,15 +22,16 @@ unexport PYTHONDONTWRITEBYTECODE
 bench: .venv/ready
 	@git diff --quiet HEAD -- impls || { echo "impls/ differs from HEAD: commit it, or measure it with 'python -m benchmarks'"; exit 1; }
 	@asv machine --yes > /dev/null
-	@if test -z "$${BENCHMARK_LOSSES-}"; then \
-		python -c 'from impls.kernels import cross_entropy; cross_entropy.library()' > /dev/null 2>&1 & \
-		python -c 'import torch; torch.compile(torch.exp)(torch.ones(9))' > /dev/null 2>&1 & \
-	fi; \
+	@test -n "$${BENCHMARK_LOSSES-}" || \
+		python -c '$(COMPILE)' > /dev/null 2>&1 & \
 	stderr=$$(mktemp); tail -f $$stderr >&2 & trap "kill $$!; rm $$stderr" EXIT; \
 	$(PINNED) BENCHMARK_STDERR=$$stderr asv run --python=same --record-samples \
 		--set-commit-hash $$(git rev-parse HEAD) --launch-method forkserver --show-stderr \
 		--bench '^(logits|linear|environment)' | grep --line-buffered '^\[.*[^=]$$' || test $$? -eq 2
 	@python -m reports
+
+COMPILE := import torch; torch.compile(torch.exp)(torch.ones(9)); \
+	from impls.kernels import cross_entropy; cross_entropy.library()
 
 # Every commit that changed impls. It may run for hours, and goes on where it stopped.
 history: .venv/ready

@@ -21,7 +21,7 @@ from benchmarks.side_by_side.noise import noisy_times
 from benchmarks.side_by_side.rows import Row, exact_row
 from benchmarks.side_by_side.sampler import Sample, Sampler
 
-ROUNDS = (9, 60)  # at least, at most
+ROUNDS = (7, 60)  # at least, at most
 # Seconds that all rounds may take together. The least number of rounds may take longer. A GPU needs
 # fewer seconds: its samples scatter by less than 1 %.
 SECONDS = {"cpu": 20.0, "cuda": 8.0}
