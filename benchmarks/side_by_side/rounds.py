@@ -26,7 +26,7 @@ ROUNDS = (7, 60)  # at least, at most
 # fewer seconds: its samples scatter by less than 1 %.
 SECONDS = {"cpu": 20.0, "cuda": 8.0}
 
-MORE = 3  # rounds between two checks whether times that were noisy still are
+MORE = 3  # rounds from one check of noisy times to the next
 
 OUTSIDE = 2**25  # bytes outside torch's allocator that get a line; oneDNN and MKL hold fewer
 
@@ -212,8 +212,8 @@ def take_rounds(
     """Sample each pass of each step once a round, and add the samples to ``samples``.
 
     Each round has a random order. If some times are noisy after the last round, rounds of their
-    passes follow: until no time is noisy, and at most as many again. A step that raises is left out
-    from then on.
+    passes follow, until no time is noisy or ``SECONDS`` are over again. A step that raises is left
+    out from then on.
     """
     reference = next(name for name, step in sampler.steps.items() if isinstance(step, Reference))
     timed = [(name, pass_) for name in sampler.steps for pass_ in passes]
@@ -228,7 +228,6 @@ def take_rounds(
     least, most = ROUNDS
     fitting = int(SECONDS[sampler.device] / torchrun.largest(time.monotonic() - start))
     fitting -= 1  # for the last round, of ``refusals``
-    count = max(least, min(most, fitting))
     order = random.Random(0)
 
     def take_round(cells: Sequence[tuple[str, str]]) -> None:
@@ -236,10 +235,11 @@ def take_rounds(
             for sample in failures.attempt(cell[0], sampler.take, *cell) or []:
                 samples[sample.impl, sample.metric].append(sample)
 
-    for _ in track(range(count), "rounds"):
+    for _ in track(range(max(least, min(most, fitting))), "rounds"):
         take_round(cells)
     noisy: set[str] = set()
-    for done in track(range(count), "more rounds, as the machine was not steady"):
+    more = range(max(MORE, min(most, fitting)))
+    for done in track(more, "more rounds, as the machine was not steady"):
         if done % MORE == 0:
             noisy = {pass_ for _, pass_ in noisy_times(times_of(samples), reference)}
         if not noisy:

@@ -11,10 +11,12 @@
 // impls/shared/rows.py. T is the dtype of the logits. A is the dtype to sum in: float for half
 // precision, else T. docs/experiments/0028-a-kernel-in-cpp.md has the designs that were compared.
 
-#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
 #include <ATen/cpu/vec/functional.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/util/bit_cast.h>
 #include <torch/library.h>
 
