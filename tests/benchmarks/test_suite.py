@@ -55,7 +55,7 @@ def test_progress_and_what_is_skipped_are_seen_while_asv_waits(
     names = ["logits.builtin", "logits.of_tomorrow"]
     logits.CPU().measure([names, ["tinystories_1m@8"], ["float32"]])
     shown = file.read_text()
-    assert re.search(r"^rounds: 8 of 9 done, \d+ s left$", shown, re.MULTILINE)
+    assert re.search(r"^rounds: \d of \d done, \d+ s left$", shown, re.MULTILINE)
     assert re.search(r"^skipped: .*logits.of_tomorrow", shown, re.MULTILINE)
     assert capsys.readouterr().err == ""
 
@@ -93,7 +93,7 @@ def test_asv_times_are_those_of_rounds_that_all_losses_share(numbers) -> None:
         suite.track_forward(numbers, *cell(impl))["samples"]
         for impl in ("logits.eager", "logits.reference")
     )
-    assert len(eager) == len(reference) >= 9
+    assert len(eager) == len(reference) >= rounds.ROUNDS[0]
     ratios = suite.track_forward_multiple(numbers, *cell("logits.eager"))["samples"]
     assert ratios == [time / base for time, base in zip(eager, reference, strict=True)]
     assert set(suite.track_forward_multiple(numbers, *cell("logits.reference"))["samples"]) == {1}
