@@ -1,6 +1,6 @@
 """The C++ kernel of ``cross_entropy.cpp``: the losses of rows of logits, and the logits' gradient.
 
-It is compiled at the first call on a machine, in about 20 seconds, into torch's cache of extensions
+It is compiled at the first call on a machine, in 10 to 20 seconds, into torch's cache of extensions
 (``TORCH_EXTENSIONS_DIR``). The file's name has all that the binary depends on: the source, the
 flags, torch's version, and the vector instructions that torch uses here (AVX-512, AVX2 or neither).
 """

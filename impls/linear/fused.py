@@ -38,6 +38,7 @@ from impls.shared.reduction import (
     needs_gradient,
     reduce_counted,
     result_dtype,
+    shares,
     target_distribution,
 )
 
@@ -102,7 +103,7 @@ class FusedLoss(torch.autograd.Function):
         tensors, q = (input, weight, bias), TargetDistribution(y, target_weight, smoothing)
         ctx.save_for_backward(*tensors, *q, counted, denominator)
         with_grads, *ctx.options = options
-        share = counted / denominator if denominator is not None and with_grads else None
+        share = shares(counted, denominator) if denominator is not None and with_grads else None
         needed = ctx.needs_input_grad[:3] if share is not None else [False] * 3
         losses, ctx.grads = losses_and_gradients(tensors, q, share, needed, *ctx.options)
         return reduce_counted(losses, counted, denominator)
@@ -115,7 +116,7 @@ class FusedLoss(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         per_row = denominator is None
         if per_row or grads is None:  # None: an earlier backward has taken those of forward
-            share = upstream.masked_fill(~counted, 0) if per_row else counted / denominator
+            share = upstream.masked_fill(~counted, 0) if per_row else shares(counted, denominator)
             _, grads = losses_and_gradients(tensors, q, share, needed, *ctx.options)
         for grad in grads:
             if grad is not None and not per_row:

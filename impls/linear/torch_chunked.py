@@ -13,6 +13,7 @@ support = Support(
         "dtypes": "in bfloat16 and float16 the chunks' losses are summed in that dtype",
         "ignored_not_finite": "the value is nan if an ignored row is not finite",
         "index_error": "raises RuntimeError, where F.cross_entropy raises IndexError",
+        "all_ignored": "if all rows are ignored the gradients are nan; F.cross_entropy's are 0",
         "autocast": "the value is bfloat16, where F.cross_entropy's is float32",
     }
 )

@@ -21,6 +21,7 @@ from impls.shared.reduction import (
     needs_gradient,
     reduce_counted,
     result_dtype,
+    shares,
 )
 from impls.shared.shards import LocalDistribution, all_reduce, gather_local, local_distribution
 
@@ -126,7 +127,9 @@ class FusedLoss(torch.autograd.Function):
         tensors, q = (input, weight, bias), LocalDistribution(*q)
         ctx.save_for_backward(*tensors, *q)
         ctx.group, ctx.options = group, (softcap, z_loss)
-        share = q.counted / q.denominator if q.denominator is not None and with_grads else None
+        share = (
+            shares(q.counted, q.denominator) if q.denominator is not None and with_grads else None
+        )
         needed = ctx.needs_input_grad[:3] if share is not None else [False] * 3
         losses, ctx.grads = losses_and_gradients(tensors, q, group, share, needed, *ctx.options)
         return reduce_counted(losses, q.counted, q.denominator)
@@ -138,7 +141,9 @@ class FusedLoss(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         per_row, needed = q.denominator is None, ctx.needs_input_grad[:3]
         if per_row or grads is None:  # None: an earlier backward has taken those of forward
-            share = upstream.masked_fill(~q.counted, 0) if per_row else q.counted / q.denominator
+            share = (
+                upstream.masked_fill(~q.counted, 0) if per_row else shares(q.counted, q.denominator)
+            )
             _, grads = losses_and_gradients(tensors, q, ctx.group, share, needed, *ctx.options)
         for grad in grads:
             if grad is not None and not per_row:

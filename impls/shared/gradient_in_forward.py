@@ -15,6 +15,7 @@ from impls.shared.reduction import (
     needs_gradient,
     reduce,
     result_dtype,
+    shares,
     target_distribution,
 )
 
@@ -39,10 +40,15 @@ class RowLosses(torch.autograd.Function):
 
 
 class ReducedLoss(torch.autograd.Function):
-    """Logits (N, V), q of N rows, and each row's share (N,) in the result, to Σ share × loss."""
+    """Logits (N, V), q of N rows, and the divisor of their sum, to Σ loss / divisor.
+
+    The rows' upstream gradients ``share`` (N,) are 1 / divisor, and 0 in ignored rows.
+    """
 
     @staticmethod
-    def forward(ctx, kernel, input, y, target_weight, smoothing, share, in_place, *options):
+    def forward(
+        ctx, kernel, input, y, target_weight, smoothing, share, divisor, in_place, *options
+    ):
         arguments = input, y, target_weight, smoothing, share, *options
         if in_place:
             losses = kernel.losses_and_gradient_(*arguments)
@@ -51,7 +57,7 @@ class ReducedLoss(torch.autograd.Function):
             losses, ctx.grad = kernel.losses_and_gradient(*arguments)
         ctx.kernel = kernel
         # A row with a share of 0 has a loss of 0, also where its logits are nan.
-        return (losses * share).sum()
+        return losses.sum() / divisor
 
     @staticmethod
     @first_order
@@ -60,7 +66,7 @@ class ReducedLoss(torch.autograd.Function):
         if grad is None:
             raise RuntimeError("an earlier backward has taken the gradient that forward made")
         ctx.kernel.scale_(grad, upstream)
-        return None, grad, *[None] * 7
+        return None, grad, *[None] * 8
 
 
 def cross_entropy(
@@ -89,6 +95,6 @@ def cross_entropy(
     else:
         counted = target != ignore_index
         divisor = denominator(target, counted, weight, reduction, q.target_weight.dtype)
-        share = counted / divisor
-        losses = ReducedLoss.apply(kernel, x, *q, share, in_place, softcap, z_loss)
+        share = shares(counted, divisor)
+        losses = ReducedLoss.apply(kernel, x, *q, share, divisor, in_place, softcap, z_loss)
     return losses.to(result_dtype(input))

@@ -162,6 +162,15 @@ def denominator(
     return (weight[target * counted].to(dtype) * counted).sum()
 
 
+def shares(counted: Tensor, denominator: Tensor) -> Tensor:
+    """The share (N,) of each row's loss in the result, which is its upstream gradient.
+
+    It is 1 / denominator where a row is ``counted``, else 0. If no row counts the mean is nan, and
+    all shares are 0: the gradients are 0 as in torch, so such a batch does not ruin a model.
+    """
+    return torch.where(counted, 1 / denominator, 0)
+
+
 def reduce(
     losses: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:

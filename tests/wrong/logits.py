@@ -29,6 +29,7 @@ BUGS = {
     "ignore_index_fixed": ("ignored", "only -100 is ignored"),
     "ignores_negative": ("ignored", "negative targets are ignored, other targets never"),
     "all_ignored_is_zero": ("all_ignored", "the mean of no rows is 0"),
+    "no_share": ("all_ignored", "if no row counts, the gradients are nan"),
     "empty_raises": ("empty", "an empty batch raises"),
     "weight_mean": ("options", "the weighted mean divides by the count"),
     "weight_backward": ("options", "backward forgets the class weights"),
@@ -254,7 +255,7 @@ def cross_entropy(bug):
         if bug == "softcap_backward":
             x = input + (x - input).detach()
         losses = Rows.apply(bug, x, y, counts, (1 - label_smoothing) * w[y], everywhere)
-        squares = torch.zeros_like(losses)
+        of_all, squares = losses, torch.zeros_like(losses)
         if z_loss:
             of = input if bug == "z_loss_uncapped" else x
             squares = z_loss * of.to(dtype).logsumexp(1).square()
@@ -275,6 +276,8 @@ def cross_entropy(bug):
                 number = n
             if bug == "all_ignored_is_zero":
                 number = max(number, 1)
+            if bug == "no_share":
+                losses, number = of_all * (counts / number), 1
             if bug == "n_backward":
                 value = losses.sum() + (losses.sum() / number - losses.sum()).detach()
             else:

@@ -128,7 +128,7 @@ def cross_entropy(bug):
             value = losses.sum() / (counted.sum().clamp(min=1) if bug == "micro_batch_mean" else 1)
         if reduction == "mean":
             w = counted if weight is None else weight[target * counted] * counted
-            value = losses.sum() / w.sum()
+            value = losses.masked_fill(~counted, 0).sum() / w.sum()
         if bug == "half_if_gradient":
             return value.to(input.dtype if value.requires_grad else value.dtype).to(value.dtype)
         return value if torch.is_autocast_enabled("cpu") else value.to(input.dtype)

@@ -20,6 +20,10 @@ REPORTS = {
     ),
     "overwrites_in_backward": ("https://github.com/unslothai/unsloth/issues/5002",),
     "all_ignored_is_zero": (LIGER, FLA),
+    "no_share": (
+        f"[torch 2.13.0]({TORCH}-chunked-flinear_cross_entropy-"
+        "has-nan-gradients-if-all-rows-are-ignored)",
+    ),
     "column_major": (LIGER,),
     "scaled_in_place": (LIGER, FLA),
     "unscaled_layout": ("[Liger-Kernel 0.8.4](findings.md#liger-kernel-081-to-084)",),
