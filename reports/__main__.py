@@ -188,6 +188,9 @@ def list_verdicts(argv: list[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
         return 2
+    if table.empty:
+        print(f"{arguments.file} has no pairs", file=sys.stderr)
+        return 2
     print(verdicts.markdown(table))
     return int(table["verdict"].isin(verdicts.FAILED).any())
 
@@ -217,6 +220,9 @@ def show_calibration(argv: list[str]) -> int:
         table = calibration.calibration(rows, arguments.margin, arguments.pairs)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
+        return 2
+    if table.empty:
+        print(f"{arguments.file} has no pairs", file=sys.stderr)
         return 2
     print(calibration.markdown(table))
     return 0

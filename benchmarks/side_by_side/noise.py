@@ -1,7 +1,8 @@
 """Which times of a run did not pass its checks.
 
-A shared machine changes its speed from round to round. So a time is divided by the geometric mean
-of the other times of its round. It is noisy in three cases:
+A shared machine changes its speed from round to round. So a time is divided by the round's speed.
+This is the median of the other implementations' times, each divided by its own median. A time is
+noisy in three cases:
 
 - The 95 % interval of its median ratio is wider than ``SCATTER`` of the ratio, on either side.
 - Its median ratio in the first half of the rounds differs from that in the second half by more than
@@ -9,8 +10,8 @@ of the other times of its round. It is noisy in three cases:
 - Its forward takes longer than its forward and backward together.
 
 The reference's own times are not divided. They are checked for scatter and drift in the same way,
-with ``REFERENCE_SCATTER``. A loss is not divided by the reference alone: a neighbour that takes
-memory bandwidth slows a copy down more than it slows a loss.
+with ``REFERENCE_SCATTER``. The speed is not the reference's alone: a neighbour that takes memory
+bandwidth slows a copy down more than it slows a loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,12 +31,12 @@ def noisy_times(samples: Samples, reference: str) -> set[tuple[str, str]]:
     for impl, metric in samples:
         times = np.asarray(samples[impl, metric])
         others = [
-            np.log(other)
+            np.asarray(other) / np.median(other)
             for (name, of), other in samples.items()
             if name != impl and of == metric and len(other) == len(times)
         ]
         alone = impl == reference or not others
-        ratios = times if alone else times / np.exp(np.mean(others, axis=0))
+        ratios = times if alone else times / np.median(others, axis=0)
         if not is_steady(ratios, REFERENCE_SCATTER if alone else SCATTER):
             noisy.add((impl, metric))
     for impl in {impl for impl, _ in samples}:
@@ -50,6 +51,8 @@ def noisy_times(samples: Samples, reference: str) -> set[tuple[str, str]]:
 
 def is_steady(values: np.ndarray, scatter: float) -> bool:
     """Whether the median of ``values`` is known to ``scatter``, and does not drift."""
+    if len(values) < 2:
+        return False
     halves = np.array_split(values, 2)
     first, second = (np.median(half) for half in halves)
     moved = abs(second / first - 1)

@@ -49,7 +49,7 @@ def measure(
     First calls, errors and memory come first, each as soon as it is measured. The times of all
     losses follow. Ctrl-C or ``DeviceLost`` ends the rounds: the rows of the samples so far come
     first, then the exception. A loss whose gradients are wrong has no times, nor has a loss that
-    ``refusals`` names. A loss that raises has a row "failed" and no further numbers. ``tensors``
+    ``refusals`` names. A loss that raises has a row "failed", and no times. ``tensors``
     keep their addresses, but their rows change places.
 
     All ranks measure a sharded loss in lock step, and each of them gets the same rows.
@@ -88,10 +88,11 @@ def measure(
         refused = refusals.wrong_results(sampler, passes, budget, failures)
     except (KeyboardInterrupt, DeviceLost) as error:
         interruption = error
+    refused |= failures.names
     refused |= refusals.below_floor(times_of(samples, refused), reference.name)
     noisy = noisy_times(times_of(samples), reference.name)
     for cell in sorted(cell for cell in samples if cell[0] not in refused):
-        yield sampled_row(samples[cell], cell in noisy, sampler.card)
+        yield sampled_row(cell, samples, cell in noisy, sampler.card)
     yield from (exact_row(name, "failed", "count", 1) for name in sorted(failures.names))
     if interruption is not None:
         raise interruption
@@ -102,27 +103,40 @@ def times_of(
 ) -> dict[tuple[str, str], list[float]]:
     """The usable times by implementation and pass, without the implementations ``left_out``."""
     return {
-        cell: usable(taken)
-        for cell, taken in samples.items()
+        cell: usable(cell, samples)
+        for cell in samples
         if cell[1] in PASSES and cell[0] not in left_out
     }
 
 
-def usable(samples: Sequence[Sample]) -> list[float]:
-    """The values taken while the card did not throttle. If too few remain, all values."""
-    cool = [sample for sample in samples if not (sample.card and sample.card.throttled)]
-    return [sample.value for sample in (cool if len(cool) >= ROUNDS[0] else samples)]
+def usable(cell: tuple[str, str], samples: Samples) -> list[float]:
+    """The values of a cell in the rounds in which the card did not throttle for any cell.
+
+    So the values of two losses are of the same rounds. If too few remain, all values.
+    """
+    throttled = {
+        n
+        for (_, metric), taken in samples.items()
+        if metric == cell[1]
+        for n, sample in enumerate(taken)
+        if sample.card and sample.card.throttled
+    }
+    values = [sample.value for sample in samples[cell]]
+    cool = [value for n, value in enumerate(values) if n not in throttled]
+    return cool if len(cool) >= ROUNDS[0] else values
 
 
-def sampled_row(samples: Sequence[Sample], noisy: bool, card: gpu_state.Card | None) -> Row:
+def sampled_row(
+    cell: tuple[str, str], samples: Samples, noisy: bool, card: gpu_state.Card | None
+) -> Row:
     """The row of a time or a share, with its samples."""
-    impl, metric = samples[0].impl, samples[0].metric
-    readings = [sample.card for sample in samples if sample.card]
+    impl, metric = cell
+    readings = [sample.card for sample in samples[cell] if sample.card]
     return {
         "impl": impl,
         "metric": metric,
         "unit": "share" if metric == "overlap" else "ms",
-        "samples": usable(samples),
+        "samples": usable(cell, samples),
         "gpu_state": card.describe(readings) if card and readings else "",
         "noisy": int(noisy),
     }
@@ -212,8 +226,8 @@ def take_rounds(
     """Sample each pass of each step once a round, and add the samples to ``samples``.
 
     Each round has a random order. If some times are noisy after the last round, rounds of their
-    passes follow, until no time is noisy or ``SECONDS`` are over again. A step that raises is left
-    out from then on.
+    passes follow, until no time is noisy, for about ``SECONDS`` at most. A step that raises is left
+    out from then on. Ranks agree on what is noisy, as each knows only of its own card's throttling.
     """
     reference = next(name for name, step in sampler.steps.items() if isinstance(step, Reference))
     timed = [(name, pass_) for name in sampler.steps for pass_ in passes]
@@ -241,7 +255,8 @@ def take_rounds(
     more = range(max(MORE, min(most, fitting)))
     for done in track(more, "more rounds, as the machine was not steady"):
         if done % MORE == 0:
-            noisy = {pass_ for _, pass_ in noisy_times(times_of(samples), reference)}
+            found = {pass_ for _, pass_ in noisy_times(times_of(samples), reference)}
+            noisy = {pass_ for pass_ in passes if torchrun.largest(pass_ in found)}
         if not noisy:
             break
         take_round([cell for cell in timed if cell[1] in noisy])

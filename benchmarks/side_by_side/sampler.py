@@ -63,8 +63,9 @@ class Sampler:
         return [Sample(name, pass_, value, self.card.try_read() if self.card else None)]
 
     def two_rows(self, step: Step) -> tuple[int, int]:
-        n = len(step.given["target"])
-        return self.random.randrange(n), self.random.randrange(n)
+        rows = range(len(step.given["target"]))
+        one, other = self.random.sample(rows, 2) if len(rows) > 1 else (0, 0)
+        return one, other
 
     def milliseconds(self, name: str, pass_: str, call: Callable[[], Any]) -> float:
         if self.events:

@@ -141,9 +141,11 @@ def workload(name: str, text: Path | None = None) -> Workload:
 
         return files.open_workload(name)
     base, at, count = name.partition("@")
-    if base not in WORKLOADS or (at and not count.isdecimal()):
+    if base not in WORKLOADS:
         near = difflib.get_close_matches(base, WORKLOADS, n=3, cutoff=0.4) or list(WORKLOADS)
         raise UnknownWorkload(f"no workload {name!r}; did you mean {', '.join(near)}?")
+    if at and not (count.isdecimal() and int(count)):
+        raise UnknownWorkload(f"{name}: the number of tokens after the @ is 1 or more")
     chosen = replace(WORKLOADS[base], name=name)
     if at:
         if base == "notebook":

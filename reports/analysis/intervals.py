@@ -11,6 +11,7 @@ from scipy import stats
 # take memory bandwidth in some minutes, which does not slow all losses equally
 # (docs/experiments/0036-what-two-runs-share.md; 0031 for a GPU).
 BETWEEN_RUNS = {"cpu": 0.06, "cuda": 0.005}
+LEAST = 6  # samples; with fewer no interval of a median reaches 95 %
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
@@ -28,13 +29,14 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
 def half_width(ratios: Sequence[float], device: str) -> float:
     """Half of the 95 % interval of the median of ``ratios``, for any run on this machine.
 
-    ``ratios`` are those of one run, round by round. The scatter of its rounds and ``BETWEEN_RUNS``
-    are added as independent errors.
+    ``ratios`` are those of one run, round by round, on a ``device`` of that kind. The scatter of
+    its rounds and ``BETWEEN_RUNS`` are added as independent errors. The result is nan where there
+    are too few ratios, or where a time is 0.
     """
     middle, low, high = median_interval(ratios)
-    of_rounds = math.log(high / low) / 2
-    of_runs = 1.96 * BETWEEN_RUNS.get(device, BETWEEN_RUNS["cpu"])
-    return middle * math.hypot(of_rounds, of_runs)
+    if len(ratios) < LEAST or low <= 0:
+        return math.nan
+    return middle * math.hypot(math.log(high / low) / 2, 1.96 * BETWEEN_RUNS[device])
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports.analysis.selection import (
     TOTAL,
+    kind_of_device,
     level_of,
     measured,
     newest,
@@ -60,7 +61,7 @@ def pick(
         raise NoPick(f"no workload {workload!r}; did you mean {', '.join(near)}?")
     wanted = (rows["impl"].map(level_of) == "linear") & ~rows["impl"].str.endswith(".reference")
     if device is not None:
-        wanted &= rows["device"].map(_kind) == device
+        wanted &= rows["device"].map(kind_of_device) == device
     if dtype is not None:
         wanted &= rows["dtype"] == dtype
     asked = (f" in {dtype}" if dtype else "") + (f" on {device}" if device else "")
@@ -95,10 +96,6 @@ def mebibytes(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
 
 
-def _kind(device: str) -> str:
-    return "cpu" if device == "cpu" else "cuda"
-
-
 def _measured(group: pd.DataFrame, workload: str) -> Iterator[Pick]:
     cell = group[group["workload"] == workload]
     if cell.empty:
@@ -107,7 +104,7 @@ def _measured(group: pd.DataFrame, workload: str) -> Iterator[Pick]:
     table = measured(cell).dropna(subset=[TOTAL, "peak_memory"])
     steady = table[~table["noisy"]]
     table = table if steady.empty else steady
-    where, dtype = run(cell), cell["dtype"].iloc[0]
+    where, dtype = run(cell.iloc[[-1]]), cell["dtype"].iloc[0]  # of the newest commit
     for impl, of in table.iterrows():
         yield Pick(dtype, where, str(impl), of[TOTAL], workload, of["peak_memory"], of["error"])
 
@@ -124,7 +121,7 @@ def _planned(group: pd.DataFrame, plans: pd.DataFrame, workload: str) -> Iterato
     if wanted is None or not timed:
         return
     right = (plans[SHAPE] == list(wanted)).all(axis=1) & (plans["dtype"] == of_group["dtype"])
-    right &= (plans["device"] == _kind(of_group["device"])) & plans["peak_memory"].notna()
+    right &= (plans["device"] == kind_of_device(of_group["device"])) & plans["peak_memory"].notna()
     # A plan of the same torch is the best. The plan that was read last is the second best.
     order = (plans["torch"] == of_group["torch"])[right].sort_values(kind="stable").index
     peaks = plans.loc[order].drop_duplicates("impl", keep="last").set_index("impl")
@@ -135,7 +132,7 @@ def _planned(group: pd.DataFrame, plans: pd.DataFrame, workload: str) -> Iterato
         of, plan = table.loc[impl], peaks.loc[impl]
         yield Pick(
             of_group["dtype"],
-            run(group[group["workload"] == nearest]),
+            run(group[group["workload"] == nearest].iloc[[-1]]),
             str(impl),
             of[TOTAL],
             nearest,
@@ -147,7 +144,7 @@ def _planned(group: pd.DataFrame, plans: pd.DataFrame, workload: str) -> Iterato
 
 def _plan_command(rows: pd.DataFrame, workload: str) -> str:
     """The command whose plan has ``workload`` in all dtypes of ``rows``, on one kind of device."""
-    device = min(map(_kind, rows["device"]))
-    dtypes = sorted(set(rows.loc[rows["device"].map(_kind) == device, "dtype"]))
+    device = min(map(kind_of_device, rows["device"]))
+    dtypes = sorted(set(rows.loc[rows["device"].map(kind_of_device) == device, "dtype"]))
     words = ["python -m benchmarks plan --workload", workload, *(f"--dtype {of}" for of in dtypes)]
     return " ".join([*words, "--device cuda"] if device == "cuda" else words)

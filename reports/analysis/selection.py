@@ -27,6 +27,11 @@ WORKLOADS = Path(__file__).parents[2] / "benchmarks" / "workloads" / "workloads.
 Shape = tuple[int, int, int]  # tokens N, hidden D, vocabulary V
 
 
+def kind_of_device(device: str) -> str:
+    """``cpu`` or ``cuda``. A row names a GPU by its name, and ``cpu × 2`` is two ranks."""
+    return "cpu" if device.partition(" × ")[0] == "cpu" else "cuda"
+
+
 def level_of(impl: str) -> str:
     """The level, which is the part of the name before its first dot; empty if there is no dot."""
     return impl.partition(".")[0] if "." in impl else ""
@@ -181,14 +186,15 @@ def multiples(cell: pd.DataFrame, values: pd.DataFrame, base: str) -> pd.DataFra
 def half_widths(cell: pd.DataFrame, values: pd.DataFrame, base: str, metric: str) -> pd.Series:
     """Half of the 95 % interval of each of ``multiples`` of a time, for any run on the machine.
 
-    It is nan where samples were not kept, and for ``base`` itself.
+    It is nan where samples were not kept, for ``base`` itself, and for the reference: on a CPU its
+    time follows what neighbours do to the memory, more than a loss does.
     """
     wanted = pass_of_total(values) if metric == TOTAL else metric
-    device = cell["device"].iloc[0]
+    device = kind_of_device(cell["device"].iloc[0])
     found = {
         impl: half_width(list(of_rounds), device)
         for impl, name, of_rounds in ratios_of_rounds(cell, base)
-        if name == wanted and impl != base
+        if name == wanted and impl != base and not impl.endswith(".reference")
     }
     return pd.Series(found, dtype=float).reindex(values.index)
 

@@ -152,11 +152,20 @@ def log_ratios(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(ratios)
 
 
-def effects(logs: pd.DataFrame, margin: float) -> dict[str, Effect]:
-    """The effects of the head, the control and the injected slowdown, from ``log_ratios``."""
+def effects(
+    logs: pd.DataFrame, margin: float, margin_of_run: float | None = None
+) -> dict[str, Effect]:
+    """The effects of the head, the control and the injected slowdown, from ``log_ratios``.
+
+    The slowdown was injected for the ``margin_of_run``, so it is judged with that margin. By
+    default the margins are equal.
+    """
+    margins = dict.fromkeys(BASES, margin) | {"planted": margin_of_run or margin}
     return {
         role: effect(
-            logs[role].dropna().to_numpy(), margin, ALPHA if role == "head" else CONTROL_ALPHA
+            logs[role].dropna().to_numpy(),
+            margins[role],
+            ALPHA if role == "head" else CONTROL_ALPHA,
         )
         for role in BASES
     }
@@ -203,7 +212,7 @@ def verdicts(rows: pd.DataFrame, margin: float | None = None) -> pd.DataFrame:
             out.append(one | exact_verdict(one["metric"], one["base"], one["head"]))
             continue
         logs = log_ratios(cell)
-        found = effects(logs, least)
+        found = effects(logs, least, float(cell["margin"].iloc[0]))
         head = found["head"]
         p = p_value(logs["head"].dropna().to_numpy(), head.estimate, least)
         verdict = conclusion(found, least)

@@ -74,7 +74,7 @@ def _overwriting(edge_cases: pd.DataFrame | None) -> set[str]:
     if edge_cases is None:
         return set()
     found = edge_cases.loc[(edge_cases == "overwritten").any(axis=1), "impl"]
-    return set(found.str.partition(" (")[0])  # the name of a file may follow
+    return {name.partition(" (")[0] for name in found}  # the name of a file may follow
 
 
 def merged(matrices: list[pd.DataFrame]) -> pd.DataFrame | None:

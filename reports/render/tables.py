@@ -40,7 +40,7 @@ SHARDED = (
 
 def wide(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each implementation, workload, dtype and run; a column for each metric."""
-    keys = [*RUN, "commit_date", "workload", "dtype", "impl"]
+    keys = [*RUN, "commit_date", "workload", "text", "dtype", "impl"]
     table = rows.groupby([*keys, "metric"], dropna=False)["value"].last().unstack("metric")
     return table.reindex(columns=METRICS).reset_index()
 

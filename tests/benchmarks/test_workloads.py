@@ -124,6 +124,12 @@ def test_a_missing_tokenizer_is_said(monkeypatch) -> None:
     assert workload("llama3_8b").tokens == 256
 
 
+@pytest.mark.parametrize("count", ["", "0", "-5", "abc"])
+def test_a_number_of_tokens_is_1_or_more(count: str) -> None:
+    with pytest.raises(UnknownWorkload, match="the number of tokens after the @ is 1 or more"):
+        workload(f"gpt2@{count}")
+
+
 def test_without_git_the_commit_comes_from_the_environment(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CROSS_ENTROPY_BENCH_COMMIT", "a" * 40)

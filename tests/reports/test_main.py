@@ -8,8 +8,9 @@ import pytest
 from asv.util import get_cpu_info
 
 from reports.__main__ import COMMANDS, main
+from reports.analysis.verdicts import PAIR_COLUMNS
 from reports.readers.schema import COLUMNS
-from tests.reports.rows import tidy, write_csv
+from tests.reports.rows import pairs, tidy, write_csv
 
 
 def test_command_writes_csvs_and_a_table(tmp_path, capsys) -> None:
@@ -74,3 +75,28 @@ def test_command_with_nothing_to_read(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "missing")])
     assert "no file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["verdicts", "calibration"])
+def test_a_file_of_pairs_without_pairs_is_said(command: str, tmp_path, capsys) -> None:
+    (tmp_path / "pairs.csv").write_text(",".join(PAIR_COLUMNS) + "\n")
+    assert main([command, str(tmp_path / "pairs.csv")]) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'pairs.csv'} has no pairs\n"
+
+
+def test_verdicts_with_a_larger_margin_than_the_runs(tmp_path, capsys) -> None:
+    """The slowdown of 3 % was injected for the margin of the run, 2 %."""
+    rows = pairs()
+    rows.loc[rows["role"] == "head", "value"] /= 1.1
+    rows.to_csv(tmp_path / "pairs.csv", index=False)
+    for margin in ("0.02", "0.1"):
+        assert main(["verdicts", str(tmp_path / "pairs.csv"), "--margin", margin]) == 0
+        assert "**equivalent**" in capsys.readouterr().out
+
+
+def test_the_page_takes_edge_cases_of_losses_that_overwrite_nothing(tmp_path) -> None:
+    write_csv(tmp_path, tidy())
+    cases = {"impl": ["logits.eager"], "the input": ["untouched"]}
+    pd.DataFrame(cases).to_csv(tmp_path / "edge_cases.csv", index=False)
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert "untouched" in (tmp_path / "out" / "index.html").read_text()

@@ -128,16 +128,21 @@ def test_a_gpu_is_measured_in_every_metric(log, nvml, monkeypatch) -> None:
     assert of["logits.eager", "forward"]["n"] == rounds.ROUNDS[0]  # never are all left out
     # Nothing is freed to the device between samples: taking it back would be in a time.
     assert "empty_cache" not in log[log.index("flush") :]
-    assert Counter(log)["flush"] == (3 * (1 + 9) + 2) * len(PASSES)  # the losses' last round
+    assert Counter(log)["flush"] == (3 * (1 + rounds.ROUNDS[0]) + 2) * len(
+        PASSES
+    )  # the losses' last round
 
 
 def test_samples_of_a_throttled_card_are_left_out_and_counted(log, nvml) -> None:
     card = gpu_state.card("cuda")
     cool, hot = card.read()._replace(throttled=False), card.read()
-    samples = [Sample("logits.eager", "forward", 1.0, cool) for _ in range(9)]
-    samples += [Sample("logits.eager", "forward", 2.0, hot) for _ in range(20)]
-    row = with_interval(rounds.sampled_row(samples, False, card))
-    assert (row["value"], row["n"]) == (1.0, 9)
+    cell, other = ("logits.eager", "forward"), ("logits.fused", "forward")
+    samples = {cell: [Sample(*cell, 1.0 + n, hot if n < 20 else cool) for n in range(29)]}
+    samples[other] = [Sample(*other, 1.0 + n, hot if n == 28 else cool) for n in range(29)]
+    row = with_interval(rounds.sampled_row(cell, samples, False, card))
+    # The round in which the other loss throttled is left out too, so both have the same rounds.
+    assert row["samples"].split() == [str(1 + n) for n in range(20, 28)]
+    assert rounds.usable(other, samples) == list(map(float, row["samples"].split()))
     assert row["gpu_state"].endswith("throttled 20 of 29")
 
 

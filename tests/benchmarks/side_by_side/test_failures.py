@@ -60,7 +60,7 @@ def test_the_others_go_on(call: int, capsys) -> None:
     assert of["logits.eager"] == of["logits.builtin"] > {*PASSES, "error", "first_call"}
     assert "failed" in of["logits.raising"]
     assert ("error" in of["logits.raising"]) == (call > 2)
-    assert (set(PASSES) <= of["logits.raising"]) == (call == 30)
+    assert not set(PASSES) & of["logits.raising"]  # the last round cannot check them
     line = "logits.raising failed, it is left out from here on: AssertionError: no room\n"
     assert capsys.readouterr().err.count(line) == 1
 

@@ -46,6 +46,21 @@ def test_memory_that_slows_down_makes_the_reference_noisy_and_no_loss() -> None:
     ) == {(REFERENCE, "forward")}
 
 
+def test_a_loss_that_scatters_makes_no_other_noisy() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scatters = {f"logits.{n}": 0.02 for n in range(3)} | {"logits.bad": 0.6}
+        times = {REFERENCE: rng.normal(1, 0.02, 7)}
+        times |= {name: 5 * rng.lognormal(0, scatter, 7) for name, scatter in scatters.items()}
+        found = noisy_times({(impl, "forward"): list(of) for impl, of in times.items()}, REFERENCE)
+        assert found <= {("logits.bad", "forward")}
+
+
+def test_one_sample_is_noisy() -> None:
+    one = {(REFERENCE, "forward"): [1.0], ("logits.eager", "forward"): [2.0]}
+    assert noisy_times(one, REFERENCE) == {*one}
+
+
 def test_a_loss_that_scatters_or_drifts_is_noisy() -> None:
     both = {("logits.eager", "forward"), ("logits.eager", "forward_backward")}
     assert noisy_times(run(scatter=0.5), REFERENCE) == both

@@ -11,7 +11,7 @@ from benchmarks.measure import memory
 from benchmarks.options import append_rows
 from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.rows import exact_row
-from benchmarks.side_by_side.sampler import Sampler
+from benchmarks.side_by_side.sampler import Sample, Sampler
 from benchmarks.workloads import workload
 
 COLUMNS = ["impl", "metric", "value"]
@@ -74,6 +74,24 @@ def test_noisy_times_get_more_rounds_until_they_are_steady(
     assert counts == {"forward": expected, "backward": 7}
     noisy = {(row["impl"], row["metric"]) for row in rows if row.get("noisy")}
     assert noisy == ({cell} if checks_noisy == 9 else set())
+
+
+def test_an_interruption_in_the_first_round_keeps_what_was_measured(monkeypatch) -> None:
+    taken = []
+
+    class Interrupted(Sampler):
+        def take(self, name: str, pass_: str) -> list[Sample]:
+            taken.append(name)
+            if len(taken) == 4:  # after the warm-up of two, and one sample of a loss
+                raise KeyboardInterrupt
+            return super().take("logits.builtin", pass_)
+
+    monkeypatch.setattr(rounds, "Sampler", Interrupted)
+    rows, losses = [], [impls.load("logits.builtin")]
+    tensors = workload("tinystories_1m@8").tensors("logits", "float32")
+    with pytest.raises(KeyboardInterrupt):
+        rows.extend(rounds.measure(losses, tensors, "float32", "cpu", ["forward"]))
+    assert {row["metric"] for row in rows} >= {"error", "peak_memory", "forward"}
 
 
 def test_losses_that_overwrite_their_input_share_a_copy_of_it(monkeypatch) -> None:

@@ -1,5 +1,7 @@
 """The intervals of a median and of a ratio."""
 
+import math
+
 import numpy as np
 
 from reports.analysis.intervals import BETWEEN_RUNS, half_width, median_interval
@@ -31,3 +33,9 @@ def test_the_ratios_of_two_runs_agree_as_often_as_their_half_widths_say() -> Non
         (one, of_one), (other, of_other) = run(), run()
         agree += abs(one - other) <= np.hypot(of_one, of_other)
     assert 930 <= agree <= 980
+
+
+def test_a_ratio_of_few_rounds_or_of_a_time_of_0_has_no_half_width() -> None:
+    assert math.isnan(half_width([2.0] * 5, "cpu"))
+    assert math.isnan(half_width([*[0.0] * 3, *[2.0] * 5], "cpu"))
+    assert half_width([2.0] * 6, "cuda") < half_width([2.0] * 6, "cpu")

@@ -102,7 +102,7 @@ def test_a_noisy_time_is_marked_and_never_the_fastest(capsys) -> None:
 
 def test_terminal_summary_and_page_take_a_ratio_within_rounds(capsys) -> None:
     """The machine became three times slower in the middle; each round shows twice the builtin."""
-    base = (1.0, 1.0, 1.0, 3.0, 3.0)
+    base = (1.0, 1.0, 1.0, 1.0, 3.0, 3.0, 3.0)
     samples = {"logits.builtin": base, "logits.reference": base}
     samples["logits.eager"] = tuple(2 * one for one in base)
     medians = {"logits.builtin": 1.0, "logits.reference": 1.0, "logits.eager": 6.0}
@@ -134,21 +134,33 @@ def test_terminal_summary_and_page_take_a_ratio_within_rounds(capsys) -> None:
 
 def test_the_terminal_marks_each_multiple_of_a_noisy_reference(capsys) -> None:
     rows = [
-        tidy(impl=f"logits.{name}", metric="forward_backward", value=ms, samples=f"{ms} {ms}")
+        tidy(impl=f"logits.{name}", metric="forward_backward", value=ms, samples=6 * f"{ms} ")
         | {"noisy": int(name == "reference")}
         for name, ms in (("reference", 2.0), ("fused", 5.0), ("builtin", 10.0))
     ]
     tables.show(as_read(rows))
     lines = capsys.readouterr().out.splitlines()
     cells = {line.split()[0]: line.split()[1:5] for line in lines if len(line.split()) > 4}
-    assert cells["reference"][:2] == ["~2.00", "0.20"]
+    assert cells["reference"] == ["~2.00", "0.20", "-", "1.00"]
     assert cells["fused"] == ["5.00", "0.50", "0.06", "~2.50"]
     assert cells["builtin"] == ["10.00", "1.00", "-", "~5.00"]
 
 
+def test_the_interval_of_a_gpu_is_a_gpus(capsys) -> None:
+    times = {"logits.builtin": 2.0, "logits.fused": 1.0}
+    rows = [
+        tidy(impl=impl, metric="forward_backward", value=ms, samples=6 * f"{ms} ")
+        | {"device": "NVIDIA H100 80GB HBM3"}
+        for impl, ms in times.items()
+    ]
+    tables.show(as_read(rows))
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "fused" in line]
+    assert line.split()[1:4] == ["1.00", "0.50", "0.00"]
+
+
 @pytest.mark.parametrize("width", range(60, 100))
 def test_the_terminal_cuts_no_number(width: int) -> None:
-    samples = "20.5 20.5 20.5"
+    samples = 6 * "20.5 "
     rows = [
         tidy(impl=f"logits.{name}", metric=metric, value=20.5, samples=samples)
         for name in ("builtin", "reference", "native_in_place")
