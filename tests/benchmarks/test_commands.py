@@ -142,7 +142,7 @@ def test_rows_are_added_to_a_file_that_exists(measured, tmp_path) -> None:
         (["--impl", "logits.egar"], "no implementation 'logits.egar'; did you mean logits.eager"),
         (["--impl", "missing.py"], "no file missing.py"),
         (["--workload", "gpt2_txt"], "no workload 'gpt2_txt'; did you mean gpt2_text"),
-        (["--workload", "gpt2_text@many"], "no workload 'gpt2_text@many'"),
+        (["--workload", "gpt2_text@many"], "the number of tokens after the @ is 1 or more"),
         (["--workload", "gpt2_text@999999"], "needs 1000000 tokens"),
         (["--workload", "notebook@9"], "the notebook has 8 tokens"),
         (["--text", "nowhere.txt"], "no file nowhere.txt"),
