@@ -8,6 +8,7 @@ import pytest
 
 import impls
 from benchmarks.measure import memory
+from benchmarks.measure.step import step_of
 from benchmarks.options import append_rows
 from benchmarks.side_by_side import rounds
 from benchmarks.side_by_side.rows import exact_row
@@ -92,6 +93,20 @@ def test_an_interruption_in_the_first_round_keeps_what_was_measured(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         rows.extend(rounds.measure(losses, tensors, "float32", "cpu", ["forward"]))
     assert {row["metric"] for row in rows} >= {"error", "peak_memory", "forward"}
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_two_different_rows_change_places(n: int) -> None:
+    """Else a sample could use the results of an earlier call."""
+    step = step_of(
+        impls.load("logits.eager"), workload("tinystories_1m").tensors("logits", "float32")
+    )
+    step.given = {"target": step.given["target"][:n]}
+    sampler = Sampler({}, "cpu")
+    for _ in range(50):
+        one, other = sampler.two_rows(step)
+        assert (one != other) == (n > 1)
+        assert {one, other} <= {*range(n)}
 
 
 def test_losses_that_overwrite_their_input_share_a_copy_of_it(monkeypatch) -> None:

@@ -177,3 +177,4 @@ def test_numbers_of_different_texts_are_not_mixed() -> None:
     rows = as_read([tidy(text="aaaa"), tidy(text="bbbb", impl="logits.builtin")])
     assert len(list(tables.sections(rows))) == 2
     assert len(groups(rows)) == 2
+    assert len(tables.wide(rows.assign(impl="logits.eager"))) == 2
