@@ -165,8 +165,9 @@ class Suite(ABC):
         for name, dtype in itertools.product(workloads, dtypes):
             try:
                 check_timeable()
-                chosen = [loss for loss in names if loss in (CHOSEN or {*names} - LEFT_OUT)]
-                for loss in () if CHOSEN else LEFT_OUT & {*names}:
+                left_out = set() if CHOSEN else LEFT_OUT & {*names}
+                chosen = [loss for loss in names if loss in (CHOSEN or {*names} - left_out)]
+                for loss in left_out:
                     print(f"skipped: {loss} takes too long for {PROFILE}", file=sys.stderr)
                 losses = list(loadable(chosen, dtype, self.device))
                 inputs = tensors(workload(name), self.level, dtype, self.device)

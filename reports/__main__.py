@@ -169,6 +169,13 @@ def list_regressions(argv: list[str]) -> int:
     return 1 if still else 0
 
 
+def read_pairs(file: Path) -> pd.DataFrame:
+    """The raw pairs of a CSV. Raises ``ValueError`` if it has none."""
+    if (pairs := read_csv(file, verdicts.PAIR_COLUMNS, **verdicts.PAIR_TYPES)).empty:
+        raise ValueError("it has no pairs")
+    return pairs
+
+
 def list_verdicts(argv: list[str]) -> int:
     parser = new_parser(
         "verdicts",
@@ -183,13 +190,9 @@ def list_verdicts(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        pairs = read_csv(arguments.file, verdicts.PAIR_COLUMNS, **verdicts.PAIR_TYPES)
-        table = verdicts.verdicts(pairs, arguments.margin)
+        table = verdicts.verdicts(read_pairs(arguments.file), arguments.margin)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
-        return 2
-    if table.empty:
-        print(f"{arguments.file} has no pairs", file=sys.stderr)
         return 2
     print(verdicts.markdown(table))
     return int(table["verdict"].isin(verdicts.FAILED).any())
@@ -216,13 +219,10 @@ def show_calibration(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        rows = read_csv(arguments.file, verdicts.PAIR_COLUMNS, **verdicts.PAIR_TYPES)
-        table = calibration.calibration(rows, arguments.margin, arguments.pairs)
+        pairs = read_pairs(arguments.file)
+        table = calibration.calibration(pairs, arguments.margin, arguments.pairs)
     except (OSError, ValueError) as error:
         print(f"{arguments.file}: {error}", file=sys.stderr)
-        return 2
-    if table.empty:
-        print(f"{arguments.file} has no pairs", file=sys.stderr)
         return 2
     print(calibration.markdown(table))
     return 0

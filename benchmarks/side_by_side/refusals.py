@@ -101,14 +101,15 @@ def difference(what: str, actual: Tensor, expected: Tensor) -> float:
 def below_floor(times: Mapping[tuple[str, str], Sequence[float]], reference: str) -> set[str]:
     """The losses of logits with a time below its floor. A line on stderr says which.
 
-    ``times`` are by implementation and pass, with those of the ``reference``. The reference's
-    shortest time counts, because a disturbance of the machine only makes its times longer.
+    ``times`` has the times of each implementation in each pass. The ``reference`` is one of the
+    implementations. Its shortest time counts, because a disturbance of the machine only makes its
+    times longer. A pass in which the reference has no time has no floor.
     """
     below: set[str] = set()
     for name, pass_ in times:
         if reference != "logits.reference" or name in {reference, *below} or pass_ not in FLOORS:
             continue
-        if (reference, pass_) not in times:  # the first round was interrupted
+        if (reference, pass_) not in times:
             continue
         time, base = float(np.median(times[name, pass_])), min(times[reference, pass_])
         if time < FLOORS[pass_] * base:

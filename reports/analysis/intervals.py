@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-# The standard deviation, between runs, of the log-ratio of a loss's time to builtin's. Neighbours
-# take memory bandwidth in some minutes, which does not slow all losses equally
-# (docs/experiments/0036-what-two-runs-share.md; 0031 for a GPU).
+# How far two runs differ: the standard deviation of the logarithm of a loss's time over builtin's
+# time. On a CPU neighbours take memory bandwidth in some minutes, and this does not slow all losses
+# equally (docs/experiments/0036-what-two-runs-share.md). On a GPU 0.3 % was the most between
+# processes (docs/experiments/0031-compare-on-h200.md).
 BETWEEN_RUNS = {"cpu": 0.06, "cuda": 0.005}
 LEAST = 6  # samples; with fewer no interval of a median reaches 95 %
 
@@ -29,9 +30,9 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
 def half_width(ratios: Sequence[float], device: str) -> float:
     """Half of the 95 % interval of the median of ``ratios``, for any run on this machine.
 
-    ``ratios`` are those of one run, round by round, on a ``device`` of that kind. The scatter of
-    its rounds and ``BETWEEN_RUNS`` are added as independent errors. The result is nan where there
-    are too few ratios, or where a time is 0.
+    ``ratios`` has the ratio of each round of one run. ``device`` is "cpu" or "cuda". The interval
+    adds two independent errors: the scatter of the rounds, and ``BETWEEN_RUNS``. The result is nan
+    if there are too few ratios, or if the interval of their median reaches 0.
     """
     middle, low, high = median_interval(ratios)
     if len(ratios) < LEAST or low <= 0:

@@ -200,7 +200,9 @@ def half_widths(cell: pd.DataFrame, values: pd.DataFrame, base: str, metric: str
 
 
 def ratios_of_rounds(cell: pd.DataFrame, base: str) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(impl, metric, the ratios of its samples to those of ``base``) where both kept all rounds."""
+    """Yield an implementation, a metric, and the ratio of its sample to the sample of ``base`` in
+    each round. A metric is left out if the two do not have the same number of samples.
+    """
     last = cell.drop_duplicates(["impl", "metric"], keep="last").set_index(["impl", "metric"])
     samples = last["samples"].map(np.asarray)
     for (impl, metric), taken in samples.items():

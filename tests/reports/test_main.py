@@ -81,7 +81,7 @@ def test_command_with_nothing_to_read(tmp_path, capsys) -> None:
 def test_a_file_of_pairs_without_pairs_is_said(command: str, tmp_path, capsys) -> None:
     (tmp_path / "pairs.csv").write_text(",".join(PAIR_COLUMNS) + "\n")
     assert main([command, str(tmp_path / "pairs.csv")]) == 2
-    assert capsys.readouterr().err == f"{tmp_path / 'pairs.csv'} has no pairs\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'pairs.csv'}: it has no pairs\n"
 
 
 def test_verdicts_with_a_larger_margin_than_the_runs(tmp_path, capsys) -> None:

@@ -128,9 +128,9 @@ def test_a_gpu_is_measured_in_every_metric(log, nvml, monkeypatch) -> None:
     assert of["logits.eager", "forward"]["n"] == rounds.ROUNDS[0]  # never are all left out
     # Nothing is freed to the device between samples: taking it back would be in a time.
     assert "empty_cache" not in log[log.index("flush") :]
-    assert Counter(log)["flush"] == (3 * (1 + rounds.ROUNDS[0]) + 2) * len(
-        PASSES
-    )  # the losses' last round
+    last_round = 2  # of the two losses, without the reference
+    calls = 3 * (1 + rounds.ROUNDS[0]) + last_round
+    assert Counter(log)["flush"] == calls * len(PASSES)
 
 
 def test_samples_of_a_throttled_card_are_left_out_and_counted(log, nvml) -> None:

@@ -56,6 +56,7 @@ def test_a_loss_that_scatters_makes_no_other_noisy() -> None:
         assert found <= {("logits.bad", "forward")}
 
 
+@pytest.mark.filterwarnings("error")
 def test_one_sample_is_noisy() -> None:
     one = {(REFERENCE, "forward"): [1.0], ("logits.eager", "forward"): [2.0]}
     assert noisy_times(one, REFERENCE) == {*one}
